@@ -1,0 +1,169 @@
+// Package runtime runs containers from OCI configurations.
+//
+// This file is the whole of what the engine sees: a Monitor. One monitor
+// process is the parent of all containers; minked talks to it over a socket
+// in Options.Dir. The engine asks it to create (namespaces exist, the root is
+// being built, nothing of the image has run), to start, to signal, to exec and
+// to attach; the monitor copies output into log files and keeps exit codes
+// until they are fetched.
+//
+// What dies and what holds: when minked dies the monitor and all containers go
+// on, output goes on into the log files, and Open finds them again. When the
+// monitor dies, minked, which keeps duplicates of the containers' output
+// pipes, pidfds and terminals, starts another and hands them over; containers
+// notice nothing. When both die, containers may be found by Open as lost; they
+// are killed and reported with exit code 137.
+package runtime
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/minke-os/minke/internal/overlay"
+)
+
+// Options say where and how the monitor runs.
+type Options struct {
+	Dir    string // state and sockets; lost at reboot, as it should be
+	Binary string // the minke-runtime program
+	Logger *slog.Logger
+
+	// OnOOM is called, if set, when the kernel kills a process of the
+	// container for lack of memory. It must not block.
+	OnOOM func(containerID string)
+}
+
+// A Container is what Create needs.
+type Container struct {
+	ID     string // file name safe, unique
+	Bundle string // directory that holds config.json
+	Spec   *specs.Spec
+
+	// Rootfs, if set, is mounted by the container's init in its own mount
+	// namespace, so no mount of ours exists outside. Otherwise Spec.Root.Path
+	// is a directory that is ready.
+	Rootfs *overlay.Mount
+
+	Stdin     bool // keep standard input open for Attach; otherwise it is /dev/null
+	StdinOnce bool // close standard input when the first attached client closes it
+
+	Log Log
+}
+
+// Log says where output goes. The zero value discards it.
+type Log struct {
+	Path     string // json-file format, see package runtime/jsonlog
+	MaxSize  int64  // bytes; at this size the file is rotated; 0: never
+	MaxFiles int    // files kept, the current one included; at least 1
+}
+
+// An Exit says how a process ended.
+type Exit struct {
+	Code int // 0–255; 128+n for signal n
+	At   time.Time
+	OOM  bool // the kernel killed it, or a child of it, for lack of memory
+}
+
+// A State is what List reports of one container.
+type State struct {
+	ID      string
+	Pid     int // of its first process, in the host's pid namespace
+	Status  Status
+	Exit    *Exit // when Stopped
+	Cgroups map[string]string
+}
+
+// Status is a container's state in the words of the OCI runtime specification.
+type Status string
+
+const (
+	Created Status = "created" // init waits for Start
+	Running Status = "running"
+	Paused  Status = "paused"
+	Stopped Status = "stopped"
+)
+
+// A StartError is a failure to run the program, with the exit code that
+// shells and Docker give it: 127 not found, 126 not executable.
+type StartError struct {
+	Code int
+	Err  error
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Exec is another process in a running container.
+type Exec struct {
+	ID      string         // unique within the container
+	Process *specs.Process // as in config.json
+	Stdin   bool
+	Stdout  bool // false: discarded
+	Stderr  bool
+}
+
+// Streams are the ends of an attachment. Fields that were not asked for are
+// nil; with a terminal Stderr is nil and everything comes by Stdout.
+// Reads give EOF when the process and its children closed their side. Closing
+// a Streams detaches; it does not stop the process.
+type Streams struct {
+	Stdin  io.WriteCloser // Close ends the process's input, subject to StdinOnce
+	Stdout io.ReadCloser
+	Stderr io.ReadCloser
+}
+
+// A Resizer is told the size of a terminal.
+type WindowSize struct{ Width, Height uint16 }
+
+// A Monitor is a connection to the monitor process. Its methods may be called
+// from many goroutines at once. All errors of unknown containers are of kind
+// errdef.NotFound.
+type Monitor struct{ monitor }
+
+type monitor interface {
+	// Close leaves the monitor process and all containers running.
+	Close() error
+	// Shutdown ends the monitor process; it fails with errdef.Conflict while it
+	// still has containers.
+	Shutdown(ctx context.Context) error
+
+	// Create clones the container's init into new namespaces and its cgroup
+	// and returns as soon as these exist, with warnings a person should see
+	// (capabilities the host lacks, cgroup controllers that are missing). The
+	// init builds the root meanwhile and waits for Start. The engine uses the
+	// pid to set up the network in /proc/<pid>/ns/net.
+	Create(ctx context.Context, c Container) (pid int, warnings []string, err error)
+	// Start lets the init run the program. A *StartError says that the image's
+	// program could not be run.
+	Start(ctx context.Context, id string) error
+	// Kill sends a signal to the first process, or to every process in the
+	// container's cgroup.
+	Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error
+	// Wait returns when the container has stopped and all its output has been
+	// written to its log. It may be called by many, before and after the end.
+	Wait(ctx context.Context, id string) (Exit, error)
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	// Update changes limits of a live container; zero fields stay as they are.
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	// Delete forgets a stopped or created container, killing what is left of
+	// it, and removes its cgroup.
+	Delete(ctx context.Context, id string) error
+	List(ctx context.Context) ([]State, error)
+
+	// Exec starts a process in a container and returns its pid. Attached
+	// streams come back at once, so no output is lost.
+	Exec(ctx context.Context, id string, e Exec) (pid int, s *Streams, err error)
+	WaitExec(ctx context.Context, id, execID string) (Exit, error)
+
+	// Attach connects to a container from Created on. A slow reader holds
+	// up the container's output, as a pipe would; closing the Streams ends it.
+	Attach(ctx context.Context, id string, stdin, stdout, stderr bool) (*Streams, error)
+	// Resize sets the terminal of the container, or of execID if not empty.
+	Resize(ctx context.Context, id, execID string, w WindowSize) error
+}
