@@ -1,0 +1,353 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/minke-os/minke/engine/internal/spec"
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+var containerNames = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+// ContainerCreate makes a container from an image; it does not run. On an
+// error nothing is left but anonymous volumes' worth of nothing.
+func (e *Engine) ContainerCreate(ctx context.Context, name string, req container.CreateRequest) (container.CreateResponse, error) {
+	if req.Config == nil {
+		return container.CreateResponse{}, errdef.Invalid.Errorf("config cannot be empty in order to create a container")
+	}
+	host := req.HostConfig
+	if host == nil {
+		host = &container.HostConfig{}
+	}
+	img, release, err := e.imageForContainer(req.Config.Image)
+	if err != nil {
+		return container.CreateResponse{}, err
+	}
+	defer release()
+	cfg := withImageDefaults(*req.Config, img.Config.Config)
+	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
+		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
+	}
+	if err := e.checkHostConfig(host); err != nil {
+		return container.CreateResponse{}, err
+	}
+	argv := append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
+	r := record{
+		ID: newID(), Created: time.Now().UTC(), Image: img.ID, Layer: topLayer(img),
+		Path: argv[0], Args: argv[1:], Config: &cfg, Host: host,
+	}
+	if cfg.Hostname == "" && !host.NetworkMode.IsHost() && !host.UTSMode.IsHost() {
+		cfg.Hostname = r.ID[:12]
+	}
+	if r.Networks, err = e.wantedNetworks(host, req.NetworkingConfig); err != nil {
+		return container.CreateResponse{}, err
+	}
+	if r.Name, err = e.reserveName(name, r.ID); err != nil {
+		return container.CreateResponse{}, err
+	}
+	if err := e.createReserved(&r, img); err != nil {
+		e.releaseName(r.Name)
+		return container.CreateResponse{}, err
+	}
+	e.publish(events.ActionCreate, &r, nil)
+	return container.CreateResponse{ID: r.ID, Warnings: []string{}}, nil
+}
+
+// createReserved makes volumes, the directory and the record, or nothing.
+func (e *Engine) createReserved(r *record, img store.Image) (err error) {
+	dir := e.containerDir(r.ID)
+	var made []string
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+			for _, v := range made {
+				e.volumes.Remove(v)
+			}
+		}
+	}()
+	for _, d := range []string{dir, filepath.Join(dir, "upper"), filepath.Join(dir, "work")} {
+		if err := os.Mkdir(d, 0o711); err != nil {
+			return err
+		}
+	}
+	// The container's / is the upper directory's own mode.
+	if err := os.Chmod(filepath.Join(dir, "upper"), 0o755); err != nil {
+		return err
+	}
+	if r.Mounts, made, err = e.resolveMounts(r); err != nil {
+		return err
+	}
+	if err := e.populateVolumes(r); err != nil {
+		return err
+	}
+	c := newContainer(*r)
+	if err := e.saveLocked(c); err != nil { // nobody else has c yet
+		return err
+	}
+	e.mu.Lock()
+	e.containers[r.ID] = c
+	e.mu.Unlock()
+	return nil
+}
+
+// imageForContainer finds the image and keeps its content until release.
+func (e *Engine) imageForContainer(name string) (store.Image, func(), error) {
+	if name == "" {
+		return store.Image{}, nil, errdef.Invalid.Errorf("no image specified: give the name of an image")
+	}
+	id, _, err := e.images.Resolve(name)
+	if err != nil {
+		return store.Image{}, nil, err
+	}
+	img, err := e.images.Image(id)
+	if err != nil {
+		return store.Image{}, nil, err
+	}
+	top := topLayer(img)
+	if top == "" {
+		return img, func() {}, nil
+	}
+	release, err := e.images.Lease(top)
+	return img, release, err
+}
+
+// withImageDefaults fills what the client left open from the image.
+func withImageDefaults(c container.Config, img dockerspec.DockerOCIImageConfig) container.Config {
+	c.Env = spec.MergeEnv(img.Env, c.Env)
+	if len(c.Entrypoint) == 0 {
+		if len(c.Cmd) == 0 {
+			c.Cmd, c.ArgsEscaped = img.Cmd, img.ArgsEscaped
+		}
+		// A client resets the entrypoint with one empty word.
+		c.Entrypoint = img.Entrypoint
+	}
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil
+	}
+	if c.User == "" {
+		c.User = img.User
+	}
+	if c.WorkingDir == "" {
+		c.WorkingDir = img.WorkingDir
+	}
+	if c.WorkingDir != "" {
+		c.WorkingDir = filepath.Clean(c.WorkingDir)
+	}
+	if c.StopSignal == "" {
+		c.StopSignal = img.StopSignal
+	}
+	c.Healthcheck = mergeHealth(c.Healthcheck, img.Healthcheck)
+	c.Labels = merged(img.Labels, c.Labels)
+	c.Volumes = merged(img.Volumes, c.Volumes)
+	ports := network.PortSet{}
+	for p := range img.ExposedPorts {
+		if port, err := network.ParsePort(p); err == nil {
+			ports[port] = struct{}{}
+		}
+	}
+	maps.Copy(ports, c.ExposedPorts)
+	if len(ports) > 0 {
+		c.ExposedPorts = ports
+	}
+	return c
+}
+
+func merged[V any](base, over map[string]V) map[string]V {
+	out := make(map[string]V, len(base)+len(over))
+	maps.Copy(out, base)
+	maps.Copy(out, over)
+	return out
+}
+
+// checkHostConfig refuses what cannot work, and settles names to IDs.
+func (e *Engine) checkHostConfig(h *container.HostConfig) error {
+	if err := spec.CheckResources(h.Resources); err != nil {
+		return err
+	}
+	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
+		return errdef.Invalid.Wrap(err)
+	}
+	if h.RestartPolicy.Name == "" {
+		h.RestartPolicy.Name = container.RestartPolicyDisabled
+	}
+	if h.AutoRemove && !h.RestartPolicy.IsNone() {
+		return errdef.Invalid.Errorf("can't create 'AutoRemove' container with restart policy")
+	}
+	if _, err := spec.Capabilities(h); err != nil {
+		return err
+	}
+	if _, err := spec.ParseSecurity(h); err != nil {
+		return err
+	}
+	if h.NetworkMode == "" || h.NetworkMode.IsDefault() {
+		h.NetworkMode = network.NetworkBridge
+	}
+	if !h.IpcMode.Valid() || !h.PidMode.Valid() || !h.UTSMode.Valid() || !h.CgroupnsMode.Valid() {
+		return errdef.Invalid.Errorf("invalid IPC, PID, UTS or cgroup namespace mode; see docker run --help")
+	}
+	if h.IpcMode.IsEmpty() {
+		h.IpcMode = container.IPCModePrivate
+	}
+	if h.ShmSize < 0 {
+		return errdef.Invalid.Errorf("SHM size can not be less than 0")
+	}
+	if h.ShmSize == 0 {
+		h.ShmSize = spec.DefaultShmSize
+	}
+	switch h.LogConfig.Type {
+	case "":
+		h.LogConfig.Type = "json-file"
+	case "json-file", "none":
+	default:
+		return errdef.Invalid.Errorf("logging driver %q is not there; minke has json-file and none", h.LogConfig.Type)
+	}
+	if _, err := logOptions(h.LogConfig); err != nil {
+		return err
+	}
+	if h.Runtime != "" && h.Runtime != runtimeName {
+		return errdef.Invalid.Errorf("unknown or invalid runtime name: %s; minke has %s", h.Runtime, runtimeName)
+	}
+	h.Runtime = runtimeName
+	for port, bindings := range h.PortBindings {
+		for _, b := range bindings {
+			if _, err := network.ParsePortRange(b.HostPort); b.HostPort != "" && err != nil {
+				return errdef.Invalid.Errorf("invalid port specification: %q for %s", b.HostPort, port)
+			}
+		}
+	}
+	return e.settleNamespaces(h)
+}
+
+const runtimeName = "minke-runtime"
+
+// settleNamespaces turns "container:web" into the container's ID, so that a
+// rename does not matter.
+func (e *Engine) settleNamespaces(h *container.HostConfig) error {
+	settle := func(name string, set func(id string)) error {
+		if name == "" {
+			return nil
+		}
+		c, err := e.find(name)
+		if err != nil {
+			return err
+		}
+		set("container:" + c.ID)
+		return nil
+	}
+	if h.NetworkMode.IsContainer() {
+		if len(h.PortBindings) > 0 {
+			return errdef.Invalid.Errorf("conflicting options: port publishing and the container type network mode")
+		}
+		if err := settle(h.NetworkMode.ConnectedContainer(), func(id string) { h.NetworkMode = container.NetworkMode(id) }); err != nil {
+			return err
+		}
+	}
+	if err := settle(h.IpcMode.Container(), func(id string) { h.IpcMode = container.IpcMode(id) }); err != nil {
+		return err
+	}
+	return settle(h.PidMode.Container(), func(id string) { h.PidMode = container.PidMode(id) })
+}
+
+// wantedNetworks are the endpoints to make, keyed by network name.
+func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingConfig) (map[string]*network.EndpointSettings, error) {
+	out := map[string]*network.EndpointSettings{}
+	if h.NetworkMode.IsContainer() {
+		return out, nil
+	}
+	add := func(name string, s *network.EndpointSettings) error {
+		n, err := e.net.Find(name)
+		if err != nil {
+			return err
+		}
+		if n.ConfigOnly {
+			return errdef.Forbidden.Errorf("network %s is config-only: containers cannot use it", name)
+		}
+		if s == nil {
+			s = &network.EndpointSettings{}
+		}
+		s = s.Copy()
+		s.NetworkID = n.ID
+		out[n.Name] = s
+		return nil
+	}
+	if nc != nil {
+		for name, s := range nc.EndpointsConfig {
+			if name == network.NetworkDefault {
+				name = network.NetworkBridge
+			}
+			if err := add(name, s); err != nil {
+				return nil, err
+			}
+		}
+	}
+	n, err := e.net.Find(string(h.NetworkMode))
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := out[n.Name]; !ok {
+		return out, add(n.Name, nil)
+	}
+	return out, nil
+}
+
+// reserveName makes name, or one of our choice, the container's.
+func (e *Engine) reserveName(name, id string) (string, error) {
+	name = strings.TrimPrefix(name, "/")
+	if name != "" && !containerNames.MatchString(name) {
+		return "", errdef.Invalid.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if name == "" {
+		name = e.freeNameLocked(id)
+	}
+	if other, ok := e.names[name]; ok {
+		return "", errdef.Conflict.Errorf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, other)
+	}
+	e.names[name] = id
+	return name, nil
+}
+
+func (e *Engine) releaseName(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.names, name)
+}
+
+// freeNameLocked makes a name that is easy to say from the first bytes of id.
+func (e *Engine) freeNameLocked(id string) string {
+	var a, b int
+	fmt.Sscanf(id, "%4x%4x", &a, &b)
+	base := moods[a%len(moods)] + "_" + animals[b%len(animals)]
+	name := base
+	for n := 2; e.names[name] != ""; n++ {
+		name = fmt.Sprintf("%s%d", base, n)
+	}
+	return name
+}
+
+var (
+	moods = strings.Fields("able agile amber ample bold brave brisk bright calm clear clever cool coral deep eager fair fast fine fleet " +
+		"free fresh gentle glad golden good grand happy hardy icy jolly keen kind lively loud lucky lunar mellow merry mild misty neat " +
+		"nimble noble patient polar proud quick quiet rapid salty sharp shiny silent silver sleek smart snowy solar steady still stormy " +
+		"strong sunny swift tidal tidy true vast warm wavy wild wise witty zesty")
+	animals = strings.Fields("auk barnacle beluga blenny bonito bream capelin clam cod conch copepod coral cormorant crab cuttlefish dab " +
+		"dolphin dugong eel eider fulmar gannet garfish goby grayling grouse guillemot gull gurnard haddock hake halibut herring kelp " +
+		"kittiwake krill lamprey limpet ling lobster lugworm mackerel manatee marlin minke mullet mussel narwhal nautilus octopus orca " +
+		"osprey otter oyster penguin petrel pike plaice plankton plover pollock porpoise prawn puffin ray razorbill remora rorqual salmon " +
+		"sardine scallop seal shark shrimp skate skua sole sprat squid starfish sturgeon swordfish tern trout tuna turbot turtle urchin walrus whelk whiting wrasse")
+)

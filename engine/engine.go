@@ -1,0 +1,185 @@
+// Package engine runs containers from images: their life cycle, and the parts
+// below it (store, network, volumes, runtime monitor), which it opens and owns.
+//
+// The nouns:
+//
+//	Engine      one data root; one process at a time may open it
+//	Container   a record, and while it runs a goroutine that watches it
+//	execution   a process started beside a container's own
+//	Attachment  a client connected to the streams of either
+//
+// Records are in minke.db and change before a client is told of a change. What
+// runs is known by the monitor, which outlives this process; Open compares the
+// two and settles the difference: containers that ended meanwhile are recorded
+// as ended with their exit code, restart policies apply, half-removed
+// containers are removed. A record that cannot be read is set aside under its
+// ID in the bucket of damaged records, logged, and the engine starts.
+//
+// Methods may be called from many goroutines. They take names or ID prefixes
+// as people type them, and return errors of package errdef in the words that
+// Docker's clients expect. They know nothing of HTTP.
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/minke-os/minke/engine/internal/events"
+	"github.com/minke-os/minke/engine/internal/network"
+	"github.com/minke-os/minke/engine/internal/spec"
+	"github.com/minke-os/minke/engine/internal/volume"
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime"
+)
+
+// Config is all that the engine is told. DataRoot, ExecRoot and Runtime are
+// required.
+type Config struct {
+	DataRoot string // survives reboots: records, images, containers, volumes
+	ExecRoot string // does not: sockets and the state of what runs
+	Runtime  string // path of the minke-runtime program
+
+	Bridge string       // name of the default bridge
+	BIP    netip.Prefix // its address
+
+	Mirrors  []string // registry mirrors, URLs
+	Insecure []string // registries without TLS, host:port or CIDR
+
+	Version string
+	Commit  string
+	Debug   bool
+	Logger  *slog.Logger
+}
+
+// Engine is a container engine. Open makes one.
+type Engine struct {
+	cfg     Config
+	log     *slog.Logger
+	id      string
+	started time.Time
+
+	db      *bbolt.DB
+	images  *store.Store
+	net     *network.Host
+	volumes *volume.Store
+	rt      *runtime.Monitor
+	events  events.Broker
+	filters spec.SeccompCache
+
+	mu         sync.Mutex
+	containers map[string]*Container // by ID
+	names      map[string]string     // to ID, without the slash
+	execs      map[string]*execution // by ID
+
+	ctx   context.Context // ends with Close
+	close context.CancelFunc
+	wg    sync.WaitGroup // goroutines that watch containers
+}
+
+// Open opens the data root and takes up what runs. It fails with errdef.Busy
+// if another process has the data root open.
+func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
+	for _, dir := range []string{cfg.DataRoot, cfg.ExecRoot, filepath.Join(cfg.DataRoot, "containers")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("create data directory: %w", err)
+		}
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger, started: time.Now(),
+		containers: map[string]*Container{}, names: map[string]string{}, execs: map[string]*execution{},
+	}
+	e.ctx, e.close = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
+	path := filepath.Join(cfg.DataRoot, "minke.db")
+	e.db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, FreelistType: bbolt.FreelistMapType})
+	if errors.Is(err, bbolt.ErrTimeout) {
+		return nil, errdef.Busy.Errorf("data root %s is in use by another minked; stop it or choose another --data-root", cfg.DataRoot)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := e.openRecords(); err != nil {
+		return nil, err
+	}
+	if e.images, err = store.Open(cfg.DataRoot, e.db, store.Options{Logger: cfg.Logger}); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if e.volumes, err = volume.Open(filepath.Join(cfg.DataRoot, "volumes"), e.db); err != nil {
+		return nil, fmt.Errorf("open volumes: %w", err)
+	}
+	if e.net, err = network.Open(ctx, e.db, network.Options{Bridge: cfg.Bridge, BIP: cfg.BIP, Logger: cfg.Logger}); err != nil {
+		return nil, fmt.Errorf("set up networks: %w", err)
+	}
+	e.rt, err = runtime.Open(ctx, runtime.Options{
+		Dir: filepath.Join(cfg.ExecRoot, "runtime"), Binary: cfg.Runtime, Logger: cfg.Logger, OnOOM: e.onOOM,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start runtime monitor: %w", err)
+	}
+	if err := e.restore(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Close stops serving and leaves containers running under their monitor, to
+// be taken up by the next Open. If nothing runs, the monitor, bridges and
+// rules go too.
+func (e *Engine) Close() error {
+	e.close()
+	var idle bool
+	if e.rt != nil {
+		states, err := e.rt.List(context.Background())
+		idle = err == nil && len(states) == 0
+	}
+	if idle {
+		// Ends the waits of watchers, too.
+		if err := e.rt.Shutdown(context.Background()); err != nil {
+			e.log.Warn("stop runtime monitor", "err", err)
+		}
+	}
+	if e.rt != nil {
+		e.rt.Close()
+	}
+	e.wg.Wait()
+	var errs []error
+	if e.net != nil {
+		if idle {
+			errs = append(errs, e.net.Cleanup(context.Background()))
+		}
+		errs = append(errs, e.net.Close())
+	}
+	if e.images != nil {
+		errs = append(errs, e.images.Close())
+	}
+	if e.db != nil {
+		errs = append(errs, e.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// newID is 64 hex digits, unlike any in taken's keys.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// containerDir is where a container's own files lie.
+func (e *Engine) containerDir(id string) string { return filepath.Join(e.cfg.DataRoot, "containers", id) }

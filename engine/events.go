@@ -1,0 +1,33 @@
+package engine
+
+import (
+	"github.com/moby/moby/api/types/events"
+)
+
+// publish tells listeners what happened to a container, with the attributes
+// Docker gives: its labels, its image's name, its name.
+func (e *Engine) publish(a events.Action, r *record, more map[string]string) {
+	attributes := merged(r.Config.Labels, map[string]string{"image": r.Config.Image, "name": r.Name})
+	for k, v := range more {
+		attributes[k] = v
+	}
+	e.events.Publish(events.ContainerEventType, a, r.ID, attributes)
+}
+
+func (e *Engine) publishImage(a events.Action, id, name string) {
+	e.events.Publish(events.ImageEventType, a, id, map[string]string{"name": name})
+}
+
+func (e *Engine) publishVolume(a events.Action, name string, more map[string]string) {
+	e.events.Publish(events.VolumeEventType, a, name, merged(map[string]string{"driver": "local"}, more))
+}
+
+func (e *Engine) publishNetwork(a events.Action, id, name, driver string, more map[string]string) {
+	e.events.Publish(events.NetworkEventType, a, id, merged(map[string]string{"name": name, "type": driver}, more))
+}
+
+// Events returns the events still kept and a channel of those that follow; it
+// is closed when the listener falls too far behind. Call stop when done.
+func (e *Engine) Events() (past []events.Message, next <-chan events.Message, stop func()) {
+	return e.events.Listen()
+}

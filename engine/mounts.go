@@ -1,0 +1,393 @@
+package engine
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/minke-os/minke/engine/internal/volume"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/overlay"
+)
+
+// resolveMounts turns binds, mounts, image volumes and volumes-from into mount
+// points, creating volumes that do not exist; made are those without a name.
+func (e *Engine) resolveMounts(r *record) (points []container.MountPoint, made []string, err error) {
+	defer func() {
+		if err != nil {
+			for _, v := range made {
+				e.volumes.Remove(v)
+			}
+			made = nil
+		}
+	}()
+	byTarget := map[string]int{}
+	add := func(p container.MountPoint) {
+		p.Destination = filepath.Clean(p.Destination)
+		if i, ok := byTarget[p.Destination]; ok {
+			points[i] = p
+			return
+		}
+		byTarget[p.Destination] = len(points)
+		points = append(points, p)
+	}
+	for _, from := range r.Host.VolumesFrom {
+		inherited, err := e.volumesFrom(from)
+		if err != nil {
+			return nil, made, err
+		}
+		for _, p := range inherited {
+			add(p)
+		}
+	}
+	seen := map[string]bool{}
+	unique := func(target string) error {
+		target = filepath.Clean(target)
+		if seen[target] {
+			return errdef.Invalid.Errorf("Duplicate mount point: %s", target)
+		}
+		seen[target] = true
+		return nil
+	}
+	for _, b := range r.Host.Binds {
+		p, err := e.parseBind(b, r.Host.VolumeDriver)
+		if err == nil {
+			err = unique(p.Destination)
+		}
+		if err != nil {
+			return nil, made, err
+		}
+		add(p)
+	}
+	for _, m := range r.Host.Mounts {
+		p, anonymous, err := e.mountPoint(m)
+		if err == nil {
+			err = unique(p.Destination)
+		}
+		if anonymous {
+			made = append(made, p.Name)
+		}
+		if err != nil {
+			return nil, made, err
+		}
+		add(p)
+	}
+	for target := range r.Host.Tmpfs {
+		if err := unique(target); err != nil {
+			return nil, made, err
+		}
+	}
+	for _, target := range sortedKeys(r.Config.Volumes) {
+		if _, ok := byTarget[filepath.Clean(target)]; ok || seen[filepath.Clean(target)] {
+			continue
+		}
+		if !filepath.IsAbs(target) {
+			return nil, made, errdef.Invalid.Errorf("invalid volume specification: '%s': the path in the container must be absolute", target)
+		}
+		p, err := e.volumePoint("", target, nil)
+		if err != nil {
+			return nil, made, err
+		}
+		made = append(made, p.Name)
+		add(p)
+	}
+	return points, made, nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// volumePoint makes sure that the volume exists; name "" makes one up.
+func (e *Engine) volumePoint(name, target string, labels map[string]string) (container.MountPoint, error) {
+	return e.volumePointOf(volume.Volume{Name: name, Labels: labels}, target)
+}
+
+func (e *Engine) volumePointOf(v volume.Volume, target string) (container.MountPoint, error) {
+	if v.Name == "" {
+		v.Name = newID()
+		v.Labels = merged(v.Labels, map[string]string{volume.AnonymousLabel: ""})
+	}
+	v, err := e.createVolume(v)
+	if err != nil {
+		return container.MountPoint{}, err
+	}
+	return container.MountPoint{
+		Type: mount.TypeVolume, Name: v.Name, Source: e.volumes.Path(v.Name), Destination: target, Driver: v.Driver, Mode: "z", RW: true,
+	}, nil
+}
+
+// parseBind reads "source:target[:mode]".
+func (e *Engine) parseBind(text, driver string) (container.MountPoint, error) {
+	parts := strings.Split(text, ":")
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+		return container.MountPoint{}, errdef.Invalid.Errorf("invalid volume specification: '%s'", text)
+	}
+	source, target := parts[0], parts[1]
+	if !filepath.IsAbs(target) {
+		return container.MountPoint{}, errdef.Invalid.Errorf("invalid volume specification: '%s': invalid mount config: invalid mount path: '%s' mount path must be absolute", text, target)
+	}
+	if filepath.Clean(target) == "/" {
+		return container.MountPoint{}, errdef.Invalid.Errorf("invalid volume specification: '%s': invalid mount config: invalid specification: destination can't be '/'", text)
+	}
+	mode := ""
+	if len(parts) == 3 {
+		mode = parts[2]
+	}
+	p := container.MountPoint{Type: mount.TypeBind, Source: filepath.Clean(source), Destination: target, RW: true, Propagation: mount.PropagationRPrivate}
+	if !filepath.IsAbs(source) {
+		var err error
+		if p, err = e.volumePointOf(volume.Volume{Name: source, Driver: driver}, target); err != nil {
+			return container.MountPoint{}, err
+		}
+	}
+	if mode != "" {
+		p.Mode = mode
+	}
+	for _, word := range strings.FieldsFunc(mode, func(r rune) bool { return r == ',' }) {
+		switch {
+		case word == "ro":
+			p.RW = false
+		case word == "rw", word == "z", word == "Z", word == "nocopy", word == "consistent", word == "cached", word == "delegated":
+		case slices.Contains(mount.Propagations, mount.Propagation(word)) && p.Type == mount.TypeBind:
+			p.Propagation = mount.Propagation(word)
+		default:
+			return container.MountPoint{}, errdef.Invalid.Errorf("invalid volume specification: '%s': invalid mode: %s", text, mode)
+		}
+	}
+	return p, nil
+}
+
+// mountPoint settles one entry of HostConfig.Mounts.
+func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bool, err error) {
+	bad := func(format string, args ...any) (container.MountPoint, bool, error) {
+		return p, false, errdef.Invalid.Errorf("invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	if !filepath.IsAbs(m.Target) {
+		return bad("invalid mount path: '%s' mount path must be absolute", m.Target)
+	}
+	if filepath.Clean(m.Target) == "/" {
+		return bad("invalid specification: destination can't be '/'")
+	}
+	switch m.Type {
+	case mount.TypeBind:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !filepath.IsAbs(m.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+		p = container.MountPoint{Type: mount.TypeBind, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: mount.PropagationRPrivate}
+		if m.BindOptions != nil && m.BindOptions.Propagation != "" {
+			p.Propagation = m.BindOptions.Propagation
+		}
+		if _, err := os.Stat(m.Source); err != nil && (m.BindOptions == nil || !m.BindOptions.CreateMountpoint) {
+			return bad("bind source path does not exist: %s", m.Source)
+		}
+	case mount.TypeVolume:
+		v := volume.Volume{Name: m.Source}
+		if o := m.VolumeOptions; o != nil {
+			v.Labels = o.Labels
+			if o.DriverConfig != nil {
+				v.Driver, v.Options = o.DriverConfig.Name, o.DriverConfig.Options
+			}
+		}
+		if p, err = e.volumePointOf(v, m.Target); err != nil {
+			return p, false, err
+		}
+		p.RW, anonymous = !m.ReadOnly, m.Source == ""
+	case mount.TypeTmpfs:
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		p = container.MountPoint{Type: mount.TypeTmpfs, Destination: m.Target, RW: !m.ReadOnly}
+	default:
+		return p, false, errdef.Invalid.Errorf("invalid mount config: mount type %q is unknown or not supported on this platform", m.Type)
+	}
+	return p, anonymous, nil
+}
+
+func (e *Engine) volumesFrom(text string) ([]container.MountPoint, error) {
+	name, mode, _ := strings.Cut(text, ":")
+	c, err := e.find(name)
+	if err != nil {
+		return nil, err
+	}
+	points := slices.Clone(c.snapshot().Mounts)
+	if mode == "ro" {
+		for i := range points {
+			points[i].RW = false
+		}
+	}
+	return points, nil
+}
+
+// noCopy reports whether the user forbade copying the image's content.
+func noCopy(r *record, p container.MountPoint) bool {
+	if slices.Contains(strings.Split(p.Mode, ","), "nocopy") {
+		return true
+	}
+	for _, m := range r.Host.Mounts {
+		if filepath.Clean(m.Target) == p.Destination && m.VolumeOptions != nil {
+			return m.VolumeOptions.NoCopy || m.VolumeOptions.Subpath != ""
+		}
+	}
+	return false
+}
+
+// populateVolumes offers the image's content to volumes that are new.
+func (e *Engine) populateVolumes(r *record) error {
+	var view *os.File
+	defer func() {
+		if view != nil {
+			view.Close()
+		}
+	}()
+	for _, p := range r.Mounts {
+		if p.Type != mount.TypeVolume || noCopy(r, p) || r.Layer == "" {
+			continue
+		}
+		err := e.volumes.CopyUp(p.Name, func(dir string) (err error) {
+			if view == nil {
+				if view, err = e.imageView(r); err != nil {
+					return err
+				}
+			}
+			return copyTree(overlay.Path(view), p.Destination, dir)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// imageView is the image's root, read-only.
+func (e *Engine) imageView(r *record) (*os.File, error) {
+	m, err := e.images.Mount(r.Layer)
+	if err != nil {
+		return nil, err
+	}
+	return m.Open()
+}
+
+// rootfs describes the container's root: the image below, its own changes on top.
+func (e *Engine) rootfs(r *record) (overlay.Mount, error) {
+	m, err := e.images.Mount(r.Layer)
+	if err != nil {
+		return m, err
+	}
+	dir := e.containerDir(r.ID)
+	m.Upper, m.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	return m, nil
+}
+
+// containerMounts are the record's mounts in the runtime's words. Missing
+// sources of plain binds are created, as Docker does.
+func (e *Engine) containerMounts(r *record) ([]specs.Mount, error) {
+	var out []specs.Mount
+	for _, p := range r.Mounts {
+		m := specs.Mount{Destination: p.Destination, Type: "bind", Source: p.Source}
+		access := "rw"
+		if !p.RW {
+			access = "ro"
+		}
+		switch p.Type {
+		case mount.TypeTmpfs:
+			m = tmpfsMount(r, p)
+		case mount.TypeVolume:
+			if _, err := e.volumes.Get(p.Name); err != nil {
+				return nil, err
+			}
+			source, err := subpath(r, p)
+			if err != nil {
+				return nil, err
+			}
+			m.Source, m.Options = source, []string{"rbind", "rprivate", access}
+		default:
+			if err := ensureBindSource(p.Source); err != nil {
+				return nil, err
+			}
+			m.Options = []string{"rbind", string(p.Propagation), access}
+		}
+		out = append(out, m)
+	}
+	for target, options := range r.Host.Tmpfs {
+		m := specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec", "nosuid", "nodev"}}
+		for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+			switch o { // these undo the defaults
+			case "exec", "suid", "dev":
+				m.Options = slices.DeleteFunc(m.Options, func(d string) bool { return d == "no"+o })
+			default:
+				m.Options = append(m.Options, o)
+			}
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func ensureBindSource(source string) error {
+	_, err := os.Stat(source)
+	if err == nil {
+		return nil
+	}
+	if !os.IsNotExist(err) {
+		return errdef.Invalid.Errorf("bind source path %s: %w", source, err)
+	}
+	if err := os.MkdirAll(source, 0o755); err != nil {
+		return errdef.Invalid.Errorf("error while creating mount source path '%s': %w", source, err)
+	}
+	return nil
+}
+
+// subpath is the directory of a volume that a mount asked for.
+func subpath(r *record, p container.MountPoint) (string, error) {
+	for _, m := range r.Host.Mounts {
+		if filepath.Clean(m.Target) != p.Destination || m.VolumeOptions == nil || m.VolumeOptions.Subpath == "" {
+			continue
+		}
+		f, err := pathrs.OpenInRoot(p.Source, m.VolumeOptions.Subpath)
+		if err != nil {
+			return "", errdef.Invalid.Errorf("volume %s has no %s: %w", p.Name, m.VolumeOptions.Subpath, err)
+		}
+		defer f.Close()
+		return os.Readlink(overlay.Path(f))
+	}
+	return p.Source, nil
+}
+
+func tmpfsMount(r *record, p container.MountPoint) specs.Mount {
+	m := specs.Mount{Destination: p.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "rprivate"}}
+	if !p.RW {
+		m.Options = append(m.Options, "ro")
+	}
+	for _, asked := range r.Host.Mounts {
+		if filepath.Clean(asked.Target) != p.Destination || asked.TmpfsOptions == nil {
+			continue
+		}
+		if o := asked.TmpfsOptions; o.SizeBytes > 0 {
+			m.Options = append(m.Options, "size="+strconv.FormatInt(o.SizeBytes, 10))
+		}
+		if o := asked.TmpfsOptions; o.Mode != 0 {
+			m.Options = append(m.Options, fmt.Sprintf("mode=%o", o.Mode.Perm()))
+		}
+	}
+	return m
+}

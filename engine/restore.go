@@ -1,0 +1,140 @@
+package engine
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/minke-os/minke/runtime"
+)
+
+// restore brings records and reality together after a start of this process.
+func (e *Engine) restore(ctx context.Context) error {
+	records, err := e.loadRecords()
+	if err != nil {
+		return err
+	}
+	states, err := e.rt.List(ctx)
+	if err != nil {
+		return err
+	}
+	found := map[string]runtime.State{}
+	for _, s := range states {
+		found[s.ID] = s
+	}
+	known := map[string]bool{}
+	for _, r := range records {
+		c := newContainer(r)
+		e.containers[r.ID], e.names[r.Name] = c, r.ID
+		known[r.ID] = true
+	}
+	// What runs goes first, so that addresses and ports in use are taken
+	// before anything else asks for them.
+	adopted := map[string]bool{}
+	for _, c := range e.containers {
+		s, ok := found[c.ID]
+		if ok && c.runs() && (s.Status == runtime.Running || s.Status == runtime.Paused) {
+			e.adopt(ctx, c, s)
+			adopted[c.ID] = true
+			delete(found, c.ID)
+		}
+	}
+	// Then what ended, or was never quite started or recorded.
+	for id := range found {
+		if c := e.containers[id]; c == nil || !c.Running {
+			if err := e.rt.Delete(ctx, id); err != nil {
+				e.log.Error("remove a container that no record knows", "container", id, "err", err)
+			}
+		}
+	}
+	if err := e.net.Reconcile(ctx); err != nil {
+		return err
+	}
+	if err := e.removeStray(known); err != nil {
+		return err
+	}
+	for _, c := range e.all() {
+		c.op.Lock()
+		if !adopted[c.ID] {
+			e.settle(ctx, c, found[c.ID].Exit)
+		}
+		c.op.Unlock()
+	}
+	return nil
+}
+
+// adopt takes up a container that runs.
+func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
+	done := make(chan struct{})
+	r := e.change(c, func(r *record) {
+		r.Pid, r.Paused = s.Pid, s.Status == runtime.Paused
+		c.logsDone = done
+	})
+	if sb, ok := e.sandbox(&r, s.Pid); ok {
+		joined, err := e.net.Rejoin(ctx, sb)
+		if err != nil {
+			e.log.Error("take up the network of a running container", "container", r.Name, "err", err)
+		} else {
+			e.change(c, func(r *record) { r.Networks, r.Ports = joined.Endpoints, joined.Ports })
+		}
+	}
+	e.watch(c, done)
+	e.startHealth(c, &r)
+}
+
+// settle does with one container that does not run what its record says. exit
+// is how it ended if the monitor still knew. Called with c.op held.
+func (e *Engine) settle(ctx context.Context, c *Container, exit *runtime.Exit) {
+	r := c.snapshot()
+	switch {
+	case r.Removing || r.Dead:
+		if err := e.remove(c, r.Host.AutoRemove); err != nil {
+			e.log.Error("finish removal of container", "container", r.Name, "err", err)
+		}
+	case r.Restarting:
+		e.restartLater(c, 0)
+	case r.Running && exit != nil:
+		e.ended(c, *exit)
+	case r.Running:
+		// The machine went down under it.
+		e.ended(c, runtime.Exit{Code: lostCode, At: time.Now()})
+	case r.Host.AutoRemove && !r.StartedAt.IsZero():
+		if err := e.remove(c, true); err != nil {
+			e.log.Error("remove container", "container", r.Name, "err", err)
+		}
+	case startsAtBoot(&r):
+		if err := e.start(ctx, c); err != nil {
+			e.log.Warn("container did not start", "container", r.Name, "err", err)
+			e.retryStart(c)
+		}
+	}
+}
+
+// lostCode is the exit code of a container whose end nobody saw, as in Docker.
+const lostCode = 255
+
+// startsAtBoot reports whether a stopped container comes up with the engine:
+// "always" does even if somebody stopped it, as in Docker.
+func startsAtBoot(r *record) bool {
+	p := r.Host.RestartPolicy
+	return !r.StartedAt.IsZero() && p.IsAlways() && r.StoppedByUser
+}
+
+// removeStray deletes directories of containers whose record was never written.
+func (e *Engine) removeStray(known map[string]bool) error {
+	dir := filepath.Join(e.cfg.DataRoot, "containers")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, d := range entries {
+		if known[d.Name()] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, d.Name())); err != nil {
+			e.log.Error("remove stray container directory", "dir", d.Name(), "err", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,353 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// StopOptions are those of stop and restart.
+type StopOptions struct {
+	Signal  string // "" means the container's own
+	Timeout *int   // seconds before SIGKILL; nil the container's own, negative for ever
+}
+
+const defaultStopTimeout = 10 // seconds, as Docker's
+
+// ContainerStop ends a container's process and keeps restart policies from
+// starting it again. It is NotModified for one that does not run.
+func (e *Engine) ContainerStop(ctx context.Context, name string, o StopOptions) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if r := c.snapshot(); !r.Running {
+		return errdef.NotModified.Errorf("container is already stopped")
+	}
+	return e.stop(ctx, c, o)
+}
+
+func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
+	r := e.change(c, func(r *record) { r.StoppedByUser = true })
+	if r.Restarting {
+		c.op.Lock()
+		e.giveUpRestart(c)
+		c.op.Unlock()
+		if r = c.snapshot(); !r.Running { // else it had just started
+			return nil
+		}
+	}
+	sig, err := signalOf(o.Signal, r.Config.StopSignal, syscall.SIGTERM)
+	if err != nil {
+		return err
+	}
+	seconds := defaultStopTimeout
+	if r.Config.StopTimeout != nil {
+		seconds = *r.Config.StopTimeout
+	}
+	if o.Timeout != nil {
+		seconds = *o.Timeout
+	}
+	if err := e.signal(ctx, c, sig, false); err != nil {
+		return err
+	}
+	if r.Paused {
+		if err := e.resume(ctx, c); err != nil {
+			return err
+		}
+	}
+	grace, cancel := ctx, context.CancelFunc(func() {})
+	if seconds >= 0 {
+		grace, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+	}
+	defer cancel()
+	if e.waitStopped(grace, c) != nil {
+		// Also when the client left: a stop that was begun is carried out.
+		ctx = context.WithoutCancel(ctx)
+		if err := e.signal(ctx, c, syscall.SIGKILL, true); err != nil {
+			return err
+		}
+		if err := e.waitStopped(ctx, c); err != nil {
+			return err
+		}
+	}
+	r = c.snapshot()
+	e.publish(events.ActionStop, &r, nil)
+	return nil
+}
+
+// waitStopped returns when no process of the container runs any more.
+func (e *Engine) waitStopped(ctx context.Context, c *Container) error {
+	for {
+		c.mu.Lock()
+		runs, changed := c.runs(), c.changed
+		c.mu.Unlock()
+		if !runs {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// signal sends a signal and publishes it. A process that has just ended is no
+// error: whoever waits for the end sees it.
+func (e *Engine) signal(ctx context.Context, c *Container, sig syscall.Signal, all bool) error {
+	err := e.rt.Kill(ctx, c.ID, sig, all)
+	if err != nil && !errdef.Is(err, errdef.NotFound) && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("signal container %s: %w", c.Name, err)
+	}
+	r := c.snapshot()
+	e.publish(events.ActionKill, &r, map[string]string{"signal": strconv.Itoa(int(sig))})
+	return nil
+}
+
+// ContainerKill sends a signal, SIGKILL if none is named.
+func (e *Engine) ContainerKill(ctx context.Context, name, signal string) error {
+	sig, err := signalOf(signal, "", syscall.SIGKILL)
+	if err != nil {
+		return err
+	}
+	c, r, err := e.findRunning(name)
+	if err != nil {
+		if errdef.Is(err, errdef.Conflict) {
+			return errdef.Conflict.Errorf("cannot kill container: %s: %w", name, err)
+		}
+		return err
+	}
+	stop, err := signalOf("", r.Config.StopSignal, syscall.SIGTERM)
+	if err == nil && (sig == syscall.SIGKILL || sig == stop) {
+		e.change(c, func(r *record) { r.StoppedByUser = true })
+	}
+	if err := e.signal(ctx, c, sig, false); err != nil || sig != syscall.SIGKILL {
+		return err
+	}
+	if r.Paused { // v1's freezer holds back even SIGKILL
+		if err := e.resume(ctx, c); err != nil {
+			return err
+		}
+	}
+	return e.waitStopped(ctx, c)
+}
+
+// signalOf reads the first of two names that is set: "9", "KILL", "SIGKILL".
+func signalOf(name, second string, otherwise syscall.Signal) (syscall.Signal, error) {
+	if name == "" {
+		name = second
+	}
+	if name == "" {
+		return otherwise, nil
+	}
+	if n, err := strconv.Atoi(name); err == nil {
+		if n < 1 || n > 64 {
+			return 0, errdef.Invalid.Errorf("invalid signal: %s", name)
+		}
+		return syscall.Signal(n), nil
+	}
+	upper := "SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")
+	if n := unix.SignalNum(upper); n != 0 {
+		return n, nil
+	}
+	if rt, ok := strings.CutPrefix(upper, "SIGRTMIN+"); ok {
+		if n, err := strconv.Atoi(rt); err == nil && n >= 0 && n <= 30 {
+			return syscall.Signal(34 + n), nil
+		}
+	}
+	return 0, errdef.Invalid.Errorf("invalid signal: %s", name)
+}
+
+// ContainerRestart stops a container if it runs, and starts it.
+func (e *Engine) ContainerRestart(ctx context.Context, name string, o StopOptions) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if r := c.snapshot(); r.Running {
+		if r.Host.AutoRemove {
+			// Stopping would remove it.
+			return errdef.Conflict.Errorf("cannot restart container %s: it is removed when it stops (--rm)", r.Name)
+		}
+		if err := e.stop(ctx, c, o); err != nil {
+			return err
+		}
+	}
+	if err := e.ContainerStart(ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotModified) {
+		return err
+	}
+	r := c.snapshot()
+	e.publish(events.ActionRestart, &r, nil)
+	return nil
+}
+
+// ContainerPause freezes all processes of a container.
+func (e *Engine) ContainerPause(ctx context.Context, name string) error {
+	c, r, err := e.findRunning(name)
+	if err != nil {
+		return err
+	}
+	if r.Paused {
+		return errdef.Conflict.Errorf("container %s is already paused", r.ID)
+	}
+	if err := e.rt.Pause(ctx, c.ID); err != nil {
+		return fmt.Errorf("cannot pause container %s: %w", r.ID, err)
+	}
+	r = e.change(c, func(r *record) { r.Paused = true })
+	e.publish(events.ActionPause, &r, nil)
+	return nil
+}
+
+// ContainerUnpause lets them run on.
+func (e *Engine) ContainerUnpause(ctx context.Context, name string) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if r := c.snapshot(); !r.Paused {
+		return errdef.Conflict.Errorf("container %s is not paused", r.ID)
+	}
+	return e.resume(ctx, c)
+}
+
+func (e *Engine) resume(ctx context.Context, c *Container) error {
+	if err := e.rt.Resume(ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
+		return fmt.Errorf("cannot unpause container %s: %w", c.ID, err)
+	}
+	r := e.change(c, func(r *record) { r.Paused = false })
+	e.publish(events.ActionUnPause, &r, nil)
+	return nil
+}
+
+// ContainerRename gives a container another name.
+func (e *Engine) ContainerRename(_ context.Context, name, newName string) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	newName = strings.TrimPrefix(newName, "/")
+	if newName == "" {
+		return errdef.Invalid.Errorf("Neither old nor new names may be empty")
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	old := c.snapshot().Name
+	if newName == old {
+		return errdef.Invalid.Errorf("Renaming a container with the same name as its current name")
+	}
+	if _, err := e.reserveName(newName, c.ID); err != nil {
+		return err
+	}
+	r := e.change(c, func(r *record) { r.Name = newName })
+	e.releaseName(old)
+	e.publish(events.ActionRename, &r, map[string]string{"oldName": "/" + old})
+	return nil
+}
+
+// RemoveOptions are those of docker rm.
+type RemoveOptions struct {
+	Force   bool // kill it first
+	Volumes bool // remove its anonymous volumes, too
+}
+
+// ContainerRemove deletes a container and everything it wrote outside volumes.
+func (e *Engine) ContainerRemove(ctx context.Context, name string, o RemoveOptions) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	r := c.snapshot()
+	if r.Running {
+		if !o.Force {
+			state, how := "running", "stop the container before removing or force remove"
+			if r.Paused {
+				state, how = "paused and must be unpaused first", "unpause and then stop the container before removing or force remove"
+				return errdef.Conflict.Errorf("cannot remove container %q: container is %s; %s", "/"+r.Name, state, how)
+			}
+			return errdef.Conflict.Errorf("cannot remove container %q: container is %s: %s", "/"+r.Name, state, how)
+		}
+		now := 0
+		if err := e.stop(context.WithoutCancel(ctx), c, StopOptions{Signal: "SIGKILL", Timeout: &now}); err != nil {
+			return err
+		}
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if c.snapshot().Running {
+		return errdef.Conflict.Errorf("cannot remove container %q: it was started again meanwhile", "/"+r.Name)
+	}
+	return e.remove(c, o.Volumes)
+}
+
+// remove deletes a stopped container. Called with c.op held. It is done in an
+// order that Open can finish: the record goes last.
+func (e *Engine) remove(c *Container, volumes bool) error {
+	if c.removed {
+		return nil
+	}
+	r := e.change(c, func(r *record) { r.Removing = true })
+	if err := os.RemoveAll(e.containerDir(r.ID)); err != nil {
+		e.change(c, func(r *record) { r.Removing, r.Dead = false, true })
+		return fmt.Errorf("remove container %s: %w", r.Name, err)
+	}
+	if volumes {
+		e.removeAnonymous(&r)
+	}
+	if err := e.forget(r.ID); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	delete(e.containers, r.ID)
+	delete(e.names, r.Name)
+	for _, id := range c.execIDs {
+		delete(e.execs, id)
+	}
+	e.mu.Unlock()
+	e.publish(events.ActionDestroy, &r, nil)
+	c.mu.Lock()
+	c.removed = true
+	c.notifyLocked()
+	c.mu.Unlock()
+	e.dropPending(c)
+	return nil
+}
+
+// ContainerUpdate changes limits and the restart policy.
+func (e *Engine) ContainerUpdate(ctx context.Context, name string, u container.UpdateConfig) (container.UpdateResponse, error) {
+	out := container.UpdateResponse{Warnings: []string{}}
+	c, err := e.find(name)
+	if err != nil {
+		return out, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	r := c.snapshot()
+	host := *r.Host
+	updateResources(&host.Resources, u.Resources)
+	if err := checkUpdate(&host, u); err != nil {
+		return out, err
+	}
+	if u.RestartPolicy.Name != "" {
+		host.RestartPolicy = u.RestartPolicy
+	}
+	if r.runs() {
+		if err := e.rt.Update(ctx, c.ID, resourcesOf(host.Resources)); err != nil {
+			return out, fmt.Errorf("Cannot update container %s: %w", r.ID, err)
+		}
+	}
+	r = e.change(c, func(r *record) { r.Host = &host })
+	e.publish(events.ActionUpdate, &r, nil)
+	return out, nil
+}
