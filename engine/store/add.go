@@ -266,9 +266,8 @@ func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
 func (a *adding) commit() (Layer, error) {
 	l := Layer{DiffID: oci.DiffID(oci.FromHash(a.diff)), Parent: a.parent, Size: a.size}
 	l.ChainID = oci.Chain(l.Parent, l.DiffID)
-	if _, err := a.s.Layer(l.ChainID); err == nil {
-		a.s.touch(l.ChainID)
-		return a.s.Layer(l.ChainID)
+	if a.s.known(l.ChainID) {
+		return l, nil
 	}
 	if err := a.toc.finish(); err != nil {
 		return Layer{}, err
@@ -291,8 +290,7 @@ func (a *adding) commit() (Layer, error) {
 func (a *adding) record(l Layer) error {
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
-	if _, err := a.s.Layer(l.ChainID); err == nil {
-		a.s.touchLocked(l.ChainID)
+	if a.s.knownLocked(l.ChainID) {
 		return nil
 	}
 	// A directory without a record is what an earlier attempt to record, or

@@ -29,11 +29,19 @@ func (s *Store) Lease(chain oci.ChainID) (release func(), err error) {
 	}), nil
 }
 
-// touch notes that a layer is wanted by somebody who has just added it.
-func (s *Store) touch(id oci.ChainID) {
+// known reports whether a layer is there, and if so counts it as added now.
+func (s *Store) known(id oci.ChainID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.knownLocked(id)
+}
+
+func (s *Store) knownLocked(id oci.ChainID) bool {
+	if _, err := s.Layer(id); err != nil {
+		return false
+	}
 	s.touchLocked(id)
+	return true
 }
 
 func (s *Store) touchLocked(id oci.ChainID) {
