@@ -1,17 +1,50 @@
-// Package store keeps layers and images on disk. See the type's methods for
-// the contract; the package comment proper comes with the implementation.
+// Package store keeps image layers and images on disk, each distinct file
+// content once.
+//
+// A layer is an immutable directory tree named by its chain ID. Its regular
+// files are metadata inodes: empty files with an owner, a mode, times and
+// attributes, whose bytes the kernel's overlay takes from files/, where
+// content lies under a name made from its SHA-256, whatever its name in any
+// layer. The layer's toc has what is needed to write its tar again, byte by
+// byte. Kernels before Linux 6.5 get hard links into files/ instead of
+// metadata inodes. docs/store.md describes the format.
+//
+//	files/<x>/<name>            content, never modified
+//	layers/<chain hex>/diff     directories, links, special files, metadata inodes
+//	layers/<chain hex>/toc      how to write the tar again, compressed
+//	staging/                    work in progress; empty after Open
+//	empty/                      a layer with nothing in it, always
+//
+// The records (layers, images, names) are in one bbolt database that the
+// caller opens and shares; ours is the bucket "store". A layer is synced to
+// disk, then renamed into place, then recorded, so every recorded layer is
+// complete. A crash leaves things that no record names: Open removes those of
+// staging/ and layers/, GC those of files/. A record that cannot be read, or
+// whose layer is gone, is moved to the bucket "aside" and reported; the store
+// opens all the same.
+//
+// All methods may be called at once from many goroutines. What is being added
+// or is leased is safe from GC. Leases are in memory: after Open, take those
+// for containers before the first GC. One process at a time may use a root,
+// which the database's lock ensures.
+//
+// The package does not fetch, compress or run anything, and mounts nothing
+// but detached views, for reading.
 package store
 
 import (
-	"context"
-	"io"
+	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/oci"
 )
@@ -36,77 +69,95 @@ type Image struct {
 	Parent  oci.ImageID     // the image the builder started from, if built here
 }
 
-// Options choose how layers are kept.
+// Options choose how layers are kept. The zero value is right for a device.
 type Options struct {
 	// Links forces hard links instead of metadata inodes, which Open
 	// otherwise chooses by probing the kernel and the file system.
 	Links bool
-}
-
-// A Removed says what Remove did, as DELETE /images reports it.
-type Removed struct {
-	Untagged string
-	Deleted  string
-}
-
-// A Change is one difference between a container and its image.
-type Change struct {
-	Path string
-	Kind ChangeKind
-}
-
-type ChangeKind int // as in Docker's GET /containers/{id}/changes
-
-const (
-	Modified ChangeKind = iota
-	Added
-	Deleted
-)
-
-type store interface {
-	Close() error
-
-	// AddLayer unpacks an uncompressed tar on top of parent. When it returns,
-	// the layer is complete and durable.
-	AddLayer(ctx context.Context, parent oci.ChainID, tar io.Reader) (Layer, error)
-	Layer(id oci.ChainID) (Layer, error)
-	// LayerTar writes exactly the bytes that AddLayer read.
-	LayerTar(ctx context.Context, id oci.ChainID, w io.Writer) error
-	// Mount describes the read-only view of a stack of layers; set Upper and
-	// Work for a container.
-	Mount(top oci.ChainID) (overlay.Mount, error)
-	// Commit makes a layer of what a container changed. The container must
-	// not be running processes that write, else files may be torn.
-	Commit(ctx context.Context, parent oci.ChainID, upper string, m overlay.Mount) (Layer, error)
-	// Changes lists what a container changed, sorted by path.
-	Changes(upper string, m overlay.Mount) ([]Change, error)
-	// WriteTar writes everything below root as a tar (docker export, cp).
-	WriteTar(ctx context.Context, root *os.Root, w io.Writer) error
-
-	// PutImage records an image; all its layers must be present.
-	PutImage(ctx context.Context, config []byte, parent oci.ImageID) (oci.ImageID, error)
-	Image(id oci.ImageID) (Image, error)
-	// Resolve finds an image by name, name@digest, full ID or unique ID prefix.
-	// The reference is set if it was found by name.
-	Resolve(name string) (oci.ImageID, oci.Reference, error)
-	Images() ([]Image, error)
-	Tag(id oci.ImageID, ref oci.Reference) error
-	// Remove takes a name or ID with Docker's rules: a name is untagged, and
-	// the image goes with its last name; an ID needs force if several names
-	// point to it. inUse tells of a container that uses an image ("" if none).
-	Remove(name string, force bool, inUse func(oci.ImageID) (container string, running bool)) ([]Removed, error)
-	// Lease keeps an image's or layer's content from garbage collection
-	// until release.
-	Lease(chain oci.ChainID) (release func(), err error)
-	// GC removes layers and files that no image and no lease needs.
-	GC(ctx context.Context) (bytes int64, err error)
-	// Usage is the disk taken by layers, each counted once.
-	Usage() (int64, error)
+	// MaxLayer is the most bytes a layer may unpack to; 0 sets no limit.
+	MaxLayer int64
+	// Logger hears of records that were set aside; nil discards.
+	Logger *slog.Logger
 }
 
 // Store is the layer and image store of one data root.
-type Store struct{ store }
+type Store struct {
+	root     string
+	db       *bbolt.DB
+	links    bool
+	maxLayer int64
+	log      *slog.Logger
+	dir      *os.File // root, to sync its file system by
 
-// Open opens the store below root (files/, layers/, staging/) with its records
-// in db, removing what a crash left in staging/.
-func Open(root string, db *bbolt.DB, o Options) (*Store, error) { panic("being written") }
+	mu     sync.Mutex // guards the rest; may be held over a transaction
+	leases map[*lease]struct{}
+	added  map[oci.ChainID]uint64 // when, in the order of clock, a layer was added since Open
+	clock  uint64
+	pins   map[string]int      // objects that an unrecorded layer needs
+	kept   map[string]struct{} // objects pinned since the running GC began; nil when none runs
+}
+
+// Open opens the store below root with its records in db, removing what a
+// crash left in staging/ and layers/.
+func Open(root string, db *bbolt.DB, o Options) (*Store, error) {
+	s := &Store{
+		root: root, db: db, links: o.Links, maxLayer: o.MaxLayer, log: o.Logger,
+		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{},
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", root, err)
+	}
+	if err := s.check(); err != nil {
+		s.dir.Close()
+		return nil, fmt.Errorf("open store %s: %w", root, err)
+	}
+	return s, nil
+}
+
+// Close releases what Open took; the database stays open. No other method may
+// be running.
+func (s *Store) Close() error { return s.dir.Close() }
+
+// prepare makes the directories, clears staging and chooses the kind of layers.
+func (s *Store) prepare() error {
+	if err := os.RemoveAll(s.path("staging")); err != nil {
+		return err
+	}
+	for _, d := range []string{"", "files", "layers", "staging", "empty"} {
+		if err := os.MkdirAll(s.path(d), 0o711); err != nil {
+			return err
+		}
+	}
+	for i := range len(alphabet) {
+		if err := os.MkdirAll(s.path("files", alphabet[i:i+1]), 0o711); err != nil {
+			return err
+		}
+	}
+	// The view of an image without a root entry shows the mode of this one.
+	if err := os.Chmod(s.path("empty"), 0o755); err != nil {
+		return err
+	}
+	if err := durable.SyncDir(s.path("files")); err != nil {
+		return err
+	}
+	if !s.links {
+		if err := overlay.ProbeData(s.path("staging")); err != nil {
+			s.log.Info("layers are kept as hard links", "why", err)
+			s.links = true
+		}
+	}
+	var err error
+	s.dir, err = os.Open(s.root)
+	return err
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
+
+func (s *Store) layerPath(id oci.ChainID, elem ...string) string {
+	return s.path(append([]string{"layers", id.Hex()}, elem...)...)
+}

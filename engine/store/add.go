@@ -1,0 +1,344 @@
+package store
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/durable"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+// AddLayer unpacks an uncompressed tar on top of parent. When it returns, the
+// layer is complete and durable; when it fails, nothing is left. The reader's
+// error, if not io.EOF, is AddLayer's: a reader that checks a digest at its
+// end keeps a wrong layer out of the store. Unless leased before, the layer
+// may fall to the next GC; see Lease.
+//
+// A tar that names anything outside its root is refused with errdef.Invalid.
+func (s *Store) AddLayer(ctx context.Context, parent oci.ChainID, r io.Reader) (Layer, error) {
+	release, err := s.Lease(parent)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer release()
+	if parent != "" {
+		if _, err := s.Layer(parent); err != nil {
+			return Layer{}, fmt.Errorf("add layer: parent: %w", err)
+		}
+	}
+	a, err := s.newAdding(parent)
+	if err != nil {
+		return Layer{}, fmt.Errorf("add layer: %w", err)
+	}
+	defer a.close()
+	if err := a.unpack(ctx, r); err != nil {
+		return Layer{}, fmt.Errorf("add layer: %w", err)
+	}
+	l, err := a.commit()
+	if err != nil {
+		return Layer{}, fmt.Errorf("add layer: %w", err)
+	}
+	return l, nil
+}
+
+// An adding is a layer on its way through staging.
+type adding struct {
+	s      *Store
+	parent oci.ChainID
+	dir    string // staging/<random>, with diff, toc and objects
+	tree   *tree
+	toc    *tocWriter
+	in     *recorder
+	diff   hash.Hash // of the tar
+	size   int64     // of all content
+	limit  int64     // bytes still allowed
+	big    []content // to be recorded in the bucket sizes
+	buf    []byte
+
+	// objects that the layer needs, all pinned; true for those that are new
+	// and still in dir.
+	objects map[string]bool
+}
+
+func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
+	dir, err := os.MkdirTemp(s.path("staging"), "layer-")
+	if err != nil {
+		return nil, err
+	}
+	a := &adding{s: s, parent: parent, dir: dir, diff: sha256.New(), limit: s.maxLayer,
+		objects: map[string]bool{}, buf: make([]byte, chunk)}
+	if err := a.open(); err != nil {
+		a.close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *adding) open() error {
+	for _, d := range []string{a.diffDir(), a.objectDir()} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	var err error
+	if a.toc, err = createToc(a.dir + "/toc"); err != nil {
+		return err
+	}
+	a.tree, err = newTree(a.diffDir(), a.s.below(a.parent))
+	return err
+}
+
+func (a *adding) diffDir() string   { return a.dir + "/diff" }
+func (a *adding) objectDir() string { return a.dir + "/objects" }
+
+// close removes what is still in staging. It is called whatever happened.
+func (a *adding) close() {
+	if a.toc != nil {
+		a.toc.abort()
+	}
+	if a.tree != nil {
+		a.tree.close()
+	}
+	a.s.unpin(a.objects)
+	os.RemoveAll(a.dir) // what stays here Open will remove
+}
+
+// below lists the diff directories of a stack, top first.
+func (s *Store) below(top oci.ChainID) []string {
+	var dirs []string
+	for id := top; id != ""; {
+		dirs = append(dirs, s.layerPath(id, "diff"))
+		l, err := s.Layer(id)
+		if err != nil {
+			return dirs
+		}
+		id = l.Parent
+	}
+	return dirs
+}
+
+// A recorder passes a tar on to its parser and notes every byte that is not a
+// file's content in the toc.
+type recorder struct {
+	a       *adding
+	src     io.Reader
+	content bool  // what is read now is a file's content
+	n       int64 // bytes of content read
+}
+
+func (r *recorder) Read(p []byte) (int, error) {
+	n, err := r.src.Read(p)
+	r.a.diff.Write(p[:n])
+	if r.content {
+		r.n += int64(n)
+		return n, err
+	}
+	if terr := r.a.toc.raw(p[:n]); terr != nil {
+		return n, terr
+	}
+	if lerr := r.a.allow(int64(n)); lerr != nil {
+		return n, lerr
+	}
+	return n, err
+}
+
+// allow takes n bytes from what the layer may still grow to.
+func (a *adding) allow(n int64) error {
+	if a.s.maxLayer == 0 {
+		return nil
+	}
+	if a.limit -= n; a.limit < 0 {
+		return errdef.Invalid.Errorf("layer is larger than %d bytes, the most that is allowed", a.s.maxLayer)
+	}
+	return nil
+}
+
+func (a *adding) unpack(ctx context.Context, r io.Reader) error {
+	a.in = &recorder{a: a, src: r}
+	tr := tar.NewReader(a.in)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // we check paths ourselves
+			return notATar(err)
+		}
+		if err := a.entry(ctx, h, tr); err != nil {
+			return fmt.Errorf("entry %q: %w", h.Name, err)
+		}
+	}
+	// What follows the end mark belongs to the digest too.
+	if _, err := io.Copy(io.Discard, a.in); err != nil {
+		return err
+	}
+	return a.tree.finish()
+}
+
+func notATar(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errdef.Invalid.Wrap(err)
+	}
+	return err
+}
+
+func (a *adding) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
+	switch h.Typeflag {
+	case tar.TypeXGlobalHeader:
+		return nil
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		return a.file(ctx, h, r)
+	}
+	return a.tree.place(h)
+}
+
+func (a *adding) file(ctx context.Context, h *tar.Header, r io.Reader) error {
+	if err := a.allow(h.Size); err != nil {
+		return err
+	}
+	c, in, err := a.ingest(ctx, h, r)
+	if err != nil {
+		return err
+	}
+	a.size += c.size
+	switch {
+	case c.size == 0:
+		err = a.tree.placeEmpty(h)
+	case a.s.links:
+		err = a.linkFile(h, &c, in)
+	default:
+		err = a.metaFile(h, &c, in)
+	}
+	if err != nil {
+		return err
+	}
+	if c.size >= bigFile {
+		a.big = append(a.big, c)
+	}
+	return a.toc.file(c)
+}
+
+// metaFile stores content under its digest and places a metadata inode.
+func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
+	c.object = c.digest.name()
+	path, isNew, err := a.find(c.object, c.digest)
+	if err != nil || !isNew {
+		in.discard()
+	} else {
+		err = in.become(path, c.digest)
+	}
+	if err != nil {
+		return err
+	}
+	return a.tree.placeMeta(h, *c)
+}
+
+// find pins an object and says where it is, or has to be made.
+func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
+	staged, known := a.objects[name]
+	if !known {
+		there, err := a.s.pin(name, d)
+		a.objects[name] = !there
+		if err != nil || !there {
+			return a.objectDir() + "/" + name, err == nil, err
+		}
+	}
+	if staged {
+		return a.objectDir() + "/" + name, false, nil
+	}
+	return a.s.objectFile(name), false, nil
+}
+
+// commit moves the unpacked layer to its place and records it.
+func (a *adding) commit() (Layer, error) {
+	l := Layer{DiffID: oci.DiffID(oci.FromHash(a.diff)), Parent: a.parent, Size: a.size}
+	l.ChainID = oci.Chain(l.Parent, l.DiffID)
+	if a.s.known(l.ChainID) {
+		return l, nil
+	}
+	if err := a.toc.finish(); err != nil {
+		return Layer{}, err
+	}
+	a.toc = nil
+	if err := unix.Syncfs(int(a.s.dir.Fd())); err != nil {
+		return Layer{}, os.NewSyscallError("syncfs", err)
+	}
+	if err := a.s.adopt(a.objectDir(), a.objects); err != nil {
+		return Layer{}, err
+	}
+	if err := os.RemoveAll(a.objectDir()); err != nil {
+		return Layer{}, err
+	}
+	return l, a.record(l)
+}
+
+// record makes the layer visible. Of two who add the same layer at once, the
+// second finds it there.
+func (a *adding) record(l Layer) error {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	if a.s.knownLocked(l.ChainID) {
+		return nil
+	}
+	// A directory without a record is what an earlier attempt to record, or
+	// to remove, has left.
+	if err := os.RemoveAll(a.s.layerPath(l.ChainID)); err != nil {
+		return err
+	}
+	if err := durable.Rename(a.dir, a.s.layerPath(l.ChainID)); err != nil {
+		return err
+	}
+	a.s.touchLocked(l.ChainID)
+	err := a.s.update(func(t tables) error {
+		if l.Parent != "" && t.layers.Get([]byte(l.Parent)) == nil {
+			return errdef.NotFound.Errorf("parent layer %s is gone", l.Parent)
+		}
+		for _, c := range a.big {
+			if err := t.sizes.Put(sizeKey(c.size, c.object), nil); err != nil {
+				return err
+			}
+		}
+		return put(t.layers, string(l.ChainID), layerRecord{V: version, DiffID: l.DiffID, Parent: l.Parent, Size: l.Size, Links: a.s.links})
+	})
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(a.s.layerPath(l.ChainID)))
+	}
+	return nil
+}
+
+// Layer describes a recorded layer; its absence is errdef.NotFound.
+func (s *Store) Layer(id oci.ChainID) (Layer, error) {
+	var l Layer
+	err := s.view(func(t tables) error {
+		r, err := t.layer(id)
+		l = Layer{DiffID: r.DiffID, ChainID: id, Parent: r.Parent, Size: r.Size}
+		return err
+	})
+	return l, err
+}
+
+// sparse reports whether an entry's bytes in the tar are not its content.
+func sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}

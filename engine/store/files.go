@@ -1,0 +1,107 @@
+package store
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/durable"
+	"github.com/minke-os/minke/oci"
+)
+
+// An object is content in files/. Its name is the first 132 bits of its
+// SHA-256 in 22 letters, because "/x/" and 21 letters is the longest redirect
+// for which both of a metadata inode's attributes fit into an ext4 inode of
+// 256 bytes. A letter more, and every distinct file costs another block of
+// 4 KiB (measured). As the name alone is too short to trust, the object has
+// its full digest in an attribute, which must match before it is shared.
+//
+// For hard-linked layers the inode carries the metadata too, so the digest is
+// taken over content digest and metadata, see linkKey.
+
+// alphabet is that of URL-safe base 64; files/ has a directory for each letter.
+const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+const nameLen = 22
+
+// digestAttr holds the digest's 32 bytes.
+const digestAttr = "trusted.minke.sha256"
+
+type sum [32]byte
+
+// name is the object's name; its path below files/ is objectPath(name).
+func (d sum) name() string { return base64.RawURLEncoding.EncodeToString(d[:])[:nameLen] }
+
+func (d sum) digest() oci.Digest { return oci.Digest(fmt.Sprintf("%s%x", oci.Prefix, d[:])) }
+
+func objectPath(name string) string { return name[:1] + "/" + name[1:] }
+
+func (s *Store) objectFile(name string) string { return s.path("files", objectPath(name)) }
+
+// setDigest marks an object with its full digest.
+func setDigest(f *os.File, d sum) error {
+	if err := unix.Fsetxattr(int(f.Fd()), digestAttr, d[:], 0); err != nil {
+		return &os.PathError{Op: "setxattr " + digestAttr, Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// holds reports whether path is the object with digest d.
+func holds(path string, d sum) (bool, error) {
+	var got sum
+	n, err := unix.Lgetxattr(path, digestAttr, got[:])
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil || n != len(got) || got != d {
+		return false, fmt.Errorf("object %s is damaged or not ours: it is not marked as %s", path, d.digest())
+	}
+	return true, nil
+}
+
+// pin keeps an object from GC until unpin and reports whether it is there.
+// Whoever finds it there may rely on it.
+func (s *Store) pin(name string, d sum) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pins[name]++
+	if s.kept != nil {
+		s.kept[name] = struct{}{}
+	}
+	return holds(s.objectFile(name), d)
+}
+
+func (s *Store) unpin(names map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name := range names {
+		if s.pins[name]--; s.pins[name] == 0 {
+			delete(s.pins, name)
+		}
+	}
+}
+
+// adopt moves new, synced objects out of a staging directory into files/. One
+// that somebody else has adopted meanwhile stays behind.
+func (s *Store) adopt(staged string, names map[string]bool) error {
+	touched := map[string]bool{}
+	for name, isNew := range names {
+		if !isNew {
+			continue
+		}
+		err := unix.Renameat2(unix.AT_FDCWD, staged+"/"+name, unix.AT_FDCWD, s.objectFile(name), unix.RENAME_NOREPLACE)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return &os.LinkError{Op: "rename", Old: staged + "/" + name, New: s.objectFile(name), Err: err}
+		}
+		touched[name[:1]] = true
+	}
+	for dir := range touched {
+		if err := durable.SyncDir(s.path("files", dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
