@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -296,4 +297,13 @@ func (r *record) portNames(published bool) (out []string) {
 		add(p)
 	}
 	return out
+}
+
+// diskSize is the disk that a file takes: for a metadata copy, none.
+func diskSize(fi os.FileInfo) int64 {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fi.Size()
+	}
+	return min(fi.Size(), st.Blocks*512)
 }
