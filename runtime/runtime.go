@@ -16,15 +16,14 @@
 package runtime
 
 import (
-	"context"
 	"io"
 	"log/slog"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
 // Options say where and how the monitor runs.
@@ -109,61 +108,15 @@ type Exec struct {
 
 // Streams are the ends of an attachment. Fields that were not asked for are
 // nil; with a terminal Stderr is nil and everything comes by Stdout.
-// Reads give EOF when the process and its children closed their side. Closing
-// a Streams detaches; it does not stop the process.
+// Reads give EOF when the process and its children closed their side, or when
+// the monitor died. Closing a Streams detaches; it does not stop the process.
 type Streams struct {
 	Stdin  io.WriteCloser // Close ends the process's input, subject to StdinOnce
 	Stdout io.ReadCloser
 	Stderr io.ReadCloser
+
+	conn *wire.Conn // of an attachment
 }
 
-// A Resizer is told the size of a terminal.
+// A WindowSize is the size of a terminal in characters.
 type WindowSize struct{ Width, Height uint16 }
-
-// A Monitor is a connection to the monitor process. Its methods may be called
-// from many goroutines at once. All errors of unknown containers are of kind
-// errdef.NotFound.
-type Monitor struct{ monitor }
-
-type monitor interface {
-	// Close leaves the monitor process and all containers running.
-	Close() error
-	// Shutdown ends the monitor process; it fails with errdef.Conflict while it
-	// still has containers.
-	Shutdown(ctx context.Context) error
-
-	// Create clones the container's init into new namespaces and its cgroup
-	// and returns as soon as these exist, with warnings a person should see
-	// (capabilities the host lacks, cgroup controllers that are missing). The
-	// init builds the root meanwhile and waits for Start. The engine uses the
-	// pid to set up the network in /proc/<pid>/ns/net.
-	Create(ctx context.Context, c Container) (pid int, warnings []string, err error)
-	// Start lets the init run the program. A *StartError says that the image's
-	// program could not be run.
-	Start(ctx context.Context, id string) error
-	// Kill sends a signal to the first process, or to every process in the
-	// container's cgroup.
-	Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error
-	// Wait returns when the container has stopped and all its output has been
-	// written to its log. It may be called by many, before and after the end.
-	Wait(ctx context.Context, id string) (Exit, error)
-	Pause(ctx context.Context, id string) error
-	Resume(ctx context.Context, id string) error
-	// Update changes limits of a live container; zero fields stay as they are.
-	Update(ctx context.Context, id string, r *specs.LinuxResources) error
-	// Delete forgets a stopped or created container, killing what is left of
-	// it, and removes its cgroup.
-	Delete(ctx context.Context, id string) error
-	List(ctx context.Context) ([]State, error)
-
-	// Exec starts a process in a container and returns its pid. Attached
-	// streams come back at once, so no output is lost.
-	Exec(ctx context.Context, id string, e Exec) (pid int, s *Streams, err error)
-	WaitExec(ctx context.Context, id, execID string) (Exit, error)
-
-	// Attach connects to a container from Created on. A slow reader holds
-	// up the container's output, as a pipe would; closing the Streams ends it.
-	Attach(ctx context.Context, id string, stdin, stdout, stderr bool) (*Streams, error)
-	// Resize sets the terminal of the container, or of execID if not empty.
-	Resize(ctx context.Context, id, execID string, w WindowSize) error
-}

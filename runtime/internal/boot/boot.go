@@ -1,0 +1,245 @@
+// Package boot is what a container's first process does before it becomes the
+// image's program: it builds the root file system, restricts itself and execs.
+//
+// The monitor clones it into the container's namespaces and cgroup with five
+// descriptors: 0–2 are the program's, SocketFD leads to the monitor, ConfigFD
+// holds a Config. It reports on the socket, once that everything is ready (with
+// the terminal, if there is one), waits to be started, and execs. The socket
+// closes by the exec, which tells the monitor that it worked; everything that
+// goes wrong, before or after the start, is sent as an error instead.
+//
+// Join does the same for further processes of a running container.
+//
+// The image is the enemy here. Paths in it are opened with pathrs-lite below
+// the root and used by descriptor; mounts are made detached and moved onto
+// descriptors; what is written to /proc goes through a handle of a private
+// procfs. The process is not dumpable, its program file is on a read-only
+// mount, and every descriptor but 0–2 is closed by the exec.
+//
+// A crash leaves nothing: mounts live in the container's mount namespace,
+// which ends with its last process.
+package boot
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// Descriptors of a process that Main or Join runs in.
+const (
+	SocketFD = 3
+	ConfigFD = 4
+	firstFD  = 5 // further ones
+)
+
+// A Config is the part of an OCI configuration that happens inside the
+// container.
+type Config struct {
+	Process *specs.Process `json:"process"`
+
+	Rootfs     *overlay.Mount `json:"rootfs,omitempty"` // mounted at Root, which is then any directory
+	Root       string         `json:"root"`
+	ReadOnly   bool           `json:"readonly,omitempty"`
+	Mounts     []specs.Mount  `json:"mounts,omitempty"`
+	Hostname   string         `json:"hostname,omitempty"`
+	Domainname string         `json:"domainname,omitempty"`
+
+	Join              []specs.LinuxNamespace `json:"join,omitempty"` // by path, but for pid
+	NewMount          bool                   `json:"newMount,omitempty"`
+	NewCgroup         bool                   `json:"newCgroup,omitempty"` // after it was put into its cgroup
+	Devices           []specs.LinuxDevice    `json:"devices,omitempty"`
+	Sysctl            map[string]string      `json:"sysctl,omitempty"`
+	MaskedPaths       []string               `json:"masked,omitempty"`
+	ReadonlyPaths     []string               `json:"readonlyPaths,omitempty"`
+	RootfsPropagation string                 `json:"propagation,omitempty"`
+
+	Seccomp string `json:"seccomp,omitempty"` // file of a compiled filter
+	filter  []byte
+}
+
+// A Word lets the process go on: the first one when it is in its cgroup, the
+// second one to start the program.
+type Word struct{}
+
+// A Report is what the process sends: ready, or an error at any time.
+type Report struct {
+	Err *wire.Error `json:"err,omitempty"`
+}
+
+// Main is the life of a container's init. It returns only by exiting.
+func Main() { live(initialize) }
+
+// Join is the life of a further process of a container.
+func Join() { live(join) }
+
+func live(prepare func(*Config, *wire.Conn) (*program, error)) {
+	// Namespaces, credentials and filters belong to threads; the one that
+	// execs takes its own along.
+	runtime.LockOSThread()
+	conn, err := wire.NewConn(SocketFD)
+	if err != nil {
+		os.Exit(1)
+	}
+	err = run(conn, prepare)
+	conn.Send(Report{Err: wire.ErrorOf(err)})
+	os.Exit(1)
+}
+
+func run(conn *wire.Conn, prepare func(*Config, *wire.Conn) (*program, error)) error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make init not dumpable: %w", err)
+	}
+	// Nothing but 0–2 may reach the program, whoever opened it.
+	if err := unix.CloseRange(SocketFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close-on-exec all descriptors: %w", err)
+	}
+	cfg, err := readConfig()
+	if err != nil {
+		return fmt.Errorf("read the boot configuration: %w", err)
+	}
+	// First it is put into its cgroup.
+	if err := awaitWord(conn); err != nil {
+		return err
+	}
+	p, err := prepare(cfg, conn)
+	if err != nil {
+		return err
+	}
+	if err := awaitWord(conn); err != nil {
+		return err
+	}
+	return p.exec()
+}
+
+// awaitWord waits until the monitor lets this process go on.
+func awaitWord(conn *wire.Conn) error {
+	var w Word
+	if _, err := conn.Recv(&w); err != nil {
+		return fmt.Errorf("the container was given up: %w", err)
+	}
+	return nil
+}
+
+func readConfig() (*Config, error) {
+	f := os.NewFile(ConfigFD, "config")
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, fi.Size())
+	if _, err := f.ReadAt(data, 0); err != nil {
+		return nil, err
+	}
+	var cfg Config
+	if err := json.Unmarshal(data, &cfg); err != nil {
+		return nil, err
+	}
+	if cfg.Seccomp != "" { // while the host's files can be seen
+		if cfg.filter, err = os.ReadFile(cfg.Seccomp); err != nil {
+			return nil, err
+		}
+	}
+	return &cfg, nil
+}
+
+// initialize does everything up to the moment before the program's exec.
+func initialize(cfg *Config, conn *wire.Conn) (*program, error) {
+	if err := enterNamespaces(cfg); err != nil {
+		return nil, err
+	}
+	tty := -1
+	if cfg.NewMount {
+		var err error
+		if tty, err = buildRoot(cfg); err != nil {
+			return nil, err
+		}
+	}
+	if err := setNames(cfg); err != nil {
+		return nil, err
+	}
+	if err := writeSysctls(cfg.Sysctl); err != nil {
+		return nil, err
+	}
+	return restrict(cfg, conn, tty)
+}
+
+func enterNamespaces(cfg *Config) error {
+	for _, ns := range cfg.Join {
+		if err := joinPath(ns); err != nil {
+			return err
+		}
+	}
+	if cfg.NewCgroup {
+		// At clone it would have had the monitor's cgroup as its root.
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return fmt.Errorf("new cgroup namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+func joinPath(ns specs.LinuxNamespace) error {
+	fd, err := unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s namespace %s: %w", ns.Type, ns.Path, err)
+	}
+	defer unix.Close(fd)
+	flag, err := NamespaceFlag(ns.Type)
+	if err != nil {
+		return err
+	}
+	if flag == unix.CLONE_NEWNS {
+		// The kernel refuses while other threads share the working directory.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare the working directory: %w", err)
+		}
+	}
+	if err := unix.Setns(fd, int(flag)); err != nil {
+		return fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, err)
+	}
+	return nil
+}
+
+// NamespaceFlag is the clone flag of an OCI namespace type.
+func NamespaceFlag(t specs.LinuxNamespaceType) (uintptr, error) {
+	switch t {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID, nil
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET, nil
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS, nil
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC, nil
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS, nil
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER, nil
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP, nil
+	}
+	return 0, fmt.Errorf("unknown namespace type %q", t)
+}
+
+func setNames(cfg *Config) error {
+	if cfg.Hostname != "" {
+		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", cfg.Hostname, err)
+		}
+	}
+	if cfg.Domainname != "" {
+		if err := unix.Setdomainname([]byte(cfg.Domainname)); err != nil {
+			return fmt.Errorf("set domainname %q: %w", cfg.Domainname, err)
+		}
+	}
+	return nil
+}

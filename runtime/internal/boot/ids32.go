@@ -1,0 +1,20 @@
+//go:build 386 || arm
+
+package boot
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The plain calls of these architectures know 16 bit IDs.
+const (
+	sysSetresuid = unix.SYS_SETRESUID32
+	sysSetresgid = unix.SYS_SETRESGID32
+	sysSetgroups = unix.SYS_SETGROUPS32
+)
+
+func setgroups(gids []uint32) error {
+	return rawSetgroups(sysSetgroups, len(gids), unsafe.Pointer(unsafe.SliceData(gids)))
+}

@@ -1,0 +1,35 @@
+package boot
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// TargetFD is the pidfd of the container's first process, for Join. The pid
+// namespace was joined by whoever cloned this process.
+const TargetFD = firstFD
+
+// join enters the container's namespaces and prepares the program there.
+func join(cfg *Config, conn *wire.Conn) (*program, error) {
+	// The kernel refuses a mount namespace while threads share the working
+	// directory.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return nil, fmt.Errorf("unshare the working directory: %w", err)
+	}
+	const all = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	if err := unix.Setns(TargetFD, all); err != nil {
+		return nil, fmt.Errorf("join the container's namespaces: %w", err)
+	}
+	unix.Close(TargetFD)
+	tty := -1
+	if cfg.Process.Terminal {
+		var err error
+		if tty, err = joinTerminal(cfg.Process); err != nil {
+			return nil, err
+		}
+	}
+	return restrict(cfg, conn, tty)
+}

@@ -1,0 +1,63 @@
+package boot
+
+import (
+	"errors"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+)
+
+// openIn opens name below root for use by descriptor (O_PATH). Links are
+// followed within root.
+func openIn(root *os.File, name string) (*os.File, error) {
+	return pathrs.OpenatInRoot(root, name)
+}
+
+// openPlain opens the directory name below root and makes it if it is missing;
+// a link anywhere on the way is an error.
+func openPlain(root *os.File, name string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := unix.Openat2(int(root.Fd()), name, &how)
+	if errors.Is(err, unix.ENOENT) {
+		f, merr := makeDir(root, name)
+		if merr != nil {
+			return nil, merr
+		}
+		f.Close()
+		fd, err = unix.Openat2(int(root.Fd()), name, &how)
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// makeDir opens the directory name below root and makes what is missing.
+func makeDir(root *os.File, name string) (*os.File, error) {
+	if f, err := openIn(root, name); err == nil {
+		return f, nil
+	}
+	return pathrs.MkdirAllHandle(root, strings.TrimLeft(name, "/"), 0o755)
+}
+
+// makeFile makes the empty file name below root, for something to be mounted
+// over it.
+func makeFile(root *os.File, name string) (*os.File, error) {
+	dir, err := makeDir(root, path.Dir(path.Clean("/"+name)))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	flags := unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_RDONLY
+	fd, err := unix.Openat(int(dir.Fd()), path.Base(name), flags, 0o755)
+	if err != nil {
+		return nil, &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

@@ -1,0 +1,193 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// A program is ready to be executed.
+type program struct {
+	path   string
+	args   []string
+	env    []string
+	filter []byte // not loaded yet
+}
+
+// restrict takes away everything the program shall not have, finds it, and
+// reports readiness. The order matters and is runc's: a seccomp filter needs
+// CAP_SYS_ADMIN unless no_new_privs is set, so without it the filter comes
+// before the capabilities go, and must allow what follows.
+func restrict(cfg *Config, conn *wire.Conn, tty int) (*program, error) {
+	p := cfg.Process
+	prog := &program{args: p.Args, filter: cfg.filter}
+	if err := setRlimits(p.Rlimits); err != nil {
+		return nil, err
+	}
+	if err := enterCwd(p.Cwd); err != nil {
+		return nil, err
+	}
+	if p.NoNewPrivileges {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return nil, os.NewSyscallError("set no_new_privs", err)
+		}
+	} else if err := loadFilter(prog.filter); err != nil {
+		return nil, err
+	} else {
+		prog.filter = nil
+	}
+	if err := becomeUser(p); err != nil {
+		return nil, err
+	}
+	if err := chdir(p.Cwd); err != nil {
+		return nil, err
+	}
+	prog.env = withHome(p.Env, p.User.UID)
+	var err error
+	if prog.path, err = lookPath(p.Args, prog.env); err != nil {
+		return nil, err
+	}
+	return prog, report(conn, tty)
+}
+
+func report(conn *wire.Conn, tty int) error {
+	if tty < 0 {
+		return conn.Send(Report{})
+	}
+	defer unix.Close(tty)
+	return conn.Send(Report{}, tty)
+}
+
+// exec returns only with an error.
+func (p *program) exec() error {
+	if err := loadFilter(p.filter); err != nil {
+		return err
+	}
+	err := syscall.Exec(p.path, p.args, p.env)
+	return &wire.ProgramError{Code: 126, Text: fmt.Sprintf("exec %s: %v", p.path, err)}
+}
+
+func setRlimits(limits []specs.POSIXRlimit) error {
+	for _, l := range limits {
+		which, ok := rlimits[l.Type]
+		if !ok {
+			return fmt.Errorf("unknown rlimit %q", l.Type)
+		}
+		want := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
+		err := unix.Prlimit(0, which, &want, nil)
+		if errors.Is(err, unix.EPERM) {
+			err = clampRlimit(which, want)
+		}
+		if err != nil {
+			return fmt.Errorf("set %s to %d:%d: %w", l.Type, l.Soft, l.Hard, err)
+		}
+	}
+	return nil
+}
+
+// clampRlimit sets as much as a process without CAP_SYS_RESOURCE may. The
+// warning about it is the creator's.
+func clampRlimit(which int, want unix.Rlimit) error {
+	var have unix.Rlimit
+	if err := unix.Prlimit(0, which, nil, &have); err != nil {
+		return err
+	}
+	want.Max = min(want.Max, have.Max)
+	want.Cur = min(want.Cur, want.Max)
+	return unix.Prlimit(0, which, &want, nil)
+}
+
+var rlimits = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+	"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_STACK": unix.RLIMIT_STACK,
+}
+
+// enterCwd makes the working directory if the image lacks it, while the
+// process may still do so.
+func enterCwd(cwd string) error {
+	if err := os.MkdirAll(cwd, 0o755); err != nil {
+		return fmt.Errorf("make the working directory: %w", err)
+	}
+	return nil
+}
+
+// chdir happens as the user, who may be denied it, and looks where it arrived:
+// a path through a leaked descriptor would lead to the host (CVE-2024-21626).
+func chdir(cwd string) error {
+	if err := unix.Chdir(cwd); err != nil {
+		return fmt.Errorf("enter the working directory %s: %w", cwd, err)
+	}
+	at, err := unix.Getwd()
+	if err != nil || !strings.HasPrefix(at, "/") {
+		return fmt.Errorf("the working directory %s is outside the container (%s)", cwd, at)
+	}
+	return nil
+}
+
+// becomeUser drops to the user and capabilities of p, on this thread alone.
+func becomeUser(p *specs.Process) error {
+	if err := dropBounding(p.Capabilities); err != nil {
+		return err
+	}
+	if err := ownStdio(int(p.User.UID)); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("keep capabilities", err)
+	}
+	if err := setIDs(p.User); err != nil {
+		return err
+	}
+	return setCaps(p.Capabilities)
+}
+
+// setIDs uses raw system calls: package syscall's versions would change all
+// threads, which costs, and only this one goes on.
+func setIDs(u specs.User) error {
+	groups := make([]uint32, len(u.AdditionalGids))
+	copy(groups, u.AdditionalGids)
+	if err := setgroups(groups); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: a user namespace that denies it
+		return os.NewSyscallError("setgroups", err)
+	}
+	gid, uid := uintptr(u.GID), uintptr(u.UID)
+	if _, _, e := unix.RawSyscall(sysSetresgid, gid, gid, gid); e != 0 {
+		return fmt.Errorf("set group %d: %w", u.GID, e)
+	}
+	if _, _, e := unix.RawSyscall(sysSetresuid, uid, uid, uid); e != 0 {
+		return fmt.Errorf("set user %d: %w", u.UID, e)
+	}
+	if u.Umask != nil {
+		unix.Umask(int(*u.Umask))
+	}
+	return nil
+}
+
+// ownStdio lets a program that is not root open /dev/stdout and /dev/stderr
+// again, as web servers do for their logs.
+func ownStdio(uid int) error {
+	for fd := range 3 {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			continue // not open: the caller wanted it so
+		}
+		if int(st.Uid) == uid || st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3) {
+			continue
+		}
+		err := unix.Fchown(fd, uid, -1)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("chown descriptor %d: %w", fd, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,350 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/spawn"
+	"github.com/minke-os/minke/runtime/internal/wire"
+	"github.com/minke-os/minke/runtime/jsonlog"
+)
+
+// container is one container from its creation until it is deleted.
+type container struct {
+	m      *Monitor
+	id     string
+	launch *wire.Launch
+	pid    int
+	pidfd  *os.File
+	log    *jsonlog.Writer // nil: discarded
+	copies sync.WaitGroup  // of output into the log
+
+	booted  chan struct{} // closed when bootErr is known and tty is set
+	bootErr error
+	stopped chan struct{} // closed when the first process has ended
+	drained chan struct{} // closed when, besides, all output is written
+
+	mu     sync.Mutex
+	conn   *wire.Conn // to an init that was not started, else nil
+	status string
+	exit   *wire.Exit
+	stdin  *os.File // our end
+	tty    *os.File
+	out    *output
+	err    *output
+	execs  map[string]*process
+	ended  []string // execs that ended, oldest first
+}
+
+const (
+	created = "created"
+	running = "running"
+	paused  = "paused"
+	stopped = "stopped"
+)
+
+func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
+	if len(files) != 1 || req.Launch == nil || req.ID == "" {
+		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
+	}
+	c := &container{
+		m: m, id: req.ID, launch: req.Launch, status: created,
+		booted: make(chan struct{}), stopped: make(chan struct{}), drained: make(chan struct{}),
+		execs: map[string]*process{},
+	}
+	m.mu.Lock()
+	taken := m.containers[c.id] != nil
+	if !taken {
+		m.containers[c.id] = c
+	}
+	m.mu.Unlock()
+	if taken {
+		return wire.Reply{}, nil, errdef.Conflict.Errorf("container %s exists already", c.id)
+	}
+	warnings, err := c.launchInit(files[0])
+	if err != nil {
+		m.forget(c)
+		return wire.Reply{}, nil, err
+	}
+	c.m.tellHandles(c)
+	return wire.Reply{Pid: c.pid, Warnings: warnings}, nil, nil
+}
+
+func (m *Monitor) forget(c *container) {
+	m.mu.Lock()
+	delete(m.containers, c.id)
+	m.mu.Unlock()
+}
+
+// launchInit clones the init and begins to watch it.
+func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+	if err := c.openLog(); err != nil {
+		return nil, err
+	}
+	ours, theirs, err := openStdio(c.launch)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.close()
+	child, err := spawn.Start(spawn.Process{Launch: c.launch, Config: rawFD(config), Stdio: theirs.fds(), Cgroup: -1, Target: -1})
+	if err != nil {
+		ours.close()
+		return nil, err
+	}
+	if err := prepareChild(c.launch, child); err != nil {
+		unix.Kill(child.Pid, unix.SIGKILL)
+		unix.Wait4(child.Pid, nil, 0, nil)
+		unix.Close(child.Pidfd)
+		child.Conn.Close()
+		ours.close()
+		return nil, err
+	}
+	c.pid, c.pidfd, c.conn, c.stdin = child.Pid, pollable(child.Pidfd, "pidfd"), child.Conn, keep(ours.in)
+	c.copies.Add(1) // for the terminal that boot may bring, or nothing
+	if ours.out != nil {
+		c.out, c.err = c.copyFrom(keep(ours.out), "stdout"), c.copyFrom(keep(ours.err), "stderr")
+	}
+	go c.awaitBoot()
+	go c.awaitEnd()
+	return warnings, nil
+}
+
+// prepareChild does what must be done to the process from outside before it
+// becomes the container's.
+func prepareChild(l *wire.Launch, child spawn.Child) error {
+	if l.OOMScoreAdj != nil {
+		if err := setOOMScore(child.Pid, *l.OOMScoreAdj); err != nil {
+			return err
+		}
+	}
+	return child.Conn.Send(boot.Word{})
+}
+
+// setOOMScore goes as low as this process may where it may not go lower; the
+// warning is the creator's.
+func setOOMScore(pid, score int) error {
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	err := os.WriteFile(path, []byte(fmt.Sprint(score)), 0)
+	if errors.Is(err, os.ErrPermission) {
+		return nil
+	}
+	return err
+}
+
+func (c *container) openLog() (err error) {
+	if l := c.launch.Log; l.Path != "" {
+		if c.log, err = jsonlog.Open(l.Path, l.MaxSize, l.MaxFiles); err != nil {
+			return fmt.Errorf("open the log: %w", err)
+		}
+	}
+	return nil
+}
+
+// awaitBoot waits for the init to be ready to exec.
+func (c *container) awaitBoot() {
+	defer c.copies.Done()
+	defer close(c.booted)
+	var r boot.Report
+	files, err := c.conn.Recv(&r)
+	if err != nil {
+		c.bootErr = errors.New("the container's init ended before it was ready")
+		return
+	}
+	if c.bootErr = r.Err.Err(); c.bootErr != nil || len(files) == 0 {
+		closeFiles(files)
+		return
+	}
+	c.useTerminal(files[0])
+}
+
+func (c *container) useTerminal(f *os.File) {
+	tty := keep(f)
+	c.mu.Lock()
+	c.tty = tty
+	c.mu.Unlock()
+	out := c.copyFrom(tty, "stdout")
+	c.mu.Lock()
+	c.out = out
+	c.mu.Unlock()
+	c.m.tellHandles(c)
+}
+
+// awaitEnd waits for the first process's end and collects it.
+func (c *container) awaitEnd() {
+	code := reap(c.pidfd)
+	exit := &wire.Exit{Code: code, At: time.Now().UTC()}
+	c.mu.Lock()
+	c.status, c.exit = stopped, exit
+	if c.stdin != nil {
+		c.stdin.Close()
+	}
+	out, errs := c.out, c.err
+	c.mu.Unlock()
+	close(c.stopped)
+	out.hurry()
+	errs.hurry()
+	c.copies.Wait()
+	if c.log != nil {
+		c.log.Close()
+	}
+	close(c.drained)
+}
+
+// reap waits for a child and returns its code as a shell would.
+func reap(pidfd *os.File) int {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return 255
+	}
+	code := 255
+	raw.Read(func(fd uintptr) bool {
+		var info unix.Siginfo
+		for {
+			err := unix.Waitid(unix.P_PIDFD, int(fd), &info, unix.WEXITED|unix.WNOHANG, nil)
+			switch {
+			case err == unix.EINTR:
+				continue
+			case err == unix.EAGAIN: // the pidfd is non-blocking
+				return false
+			case err != nil:
+				return true
+			}
+			break
+		}
+		if info.Signo == 0 {
+			return false
+		}
+		code = exitCode(&info)
+		return true
+	})
+	return code
+}
+
+func (c *container) start(ctx context.Context) error {
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	conn := c.conn
+	c.conn = nil
+	c.mu.Unlock()
+	if conn == nil {
+		return errdef.Conflict.Errorf("container %s was started already", c.id)
+	}
+	defer conn.Close()
+	if err := conn.Send(boot.Word{}); err != nil {
+		return fmt.Errorf("start container %s: its init is gone: %w", c.id, err)
+	}
+	if err := awaitExec(conn); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.status == created {
+		c.status = running
+	}
+	return nil
+}
+
+// awaitExec returns nil when the process became the program.
+func awaitExec(conn *wire.Conn) error {
+	var r boot.Report
+	_, err := conn.Recv(&r)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.Err.Err()
+}
+
+// ready waits until the init can be started or has failed.
+func (c *container) ready(ctx context.Context) error {
+	select {
+	case <-c.booted:
+		return c.bootErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *container) kill(sig unix.Signal, all bool) error {
+	select {
+	case <-c.stopped:
+		return errdef.Conflict.Errorf("container %s is not running", c.id)
+	default:
+	}
+	if err := unix.PidfdSendSignal(rawFD(c.pidfd), sig, nil, 0); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("send %v to container %s: %w", sig, c.id, err)
+	}
+	return nil
+}
+
+func (c *container) wait(ctx context.Context) (wire.Reply, []*os.File, error) {
+	select {
+	case <-c.drained:
+		return wire.Reply{Exit: c.exit}, nil, nil
+	case <-ctx.Done():
+		return wire.Reply{}, nil, ctx.Err()
+	}
+}
+
+func (c *container) state() wire.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return wire.State{ID: c.id, Pid: c.pid, Status: c.status, Exit: c.exit}
+}
+
+func (m *Monitor) remove(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	status := c.status
+	c.mu.Unlock()
+	if status == running || status == paused {
+		return errdef.Conflict.Errorf("container %s is %s; stop it first", c.id, status)
+	}
+	unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+	<-c.drained
+	m.forget(c)
+	c.pidfd.Close()
+	m.tell(wire.Event{Kind: wire.EventGone, ID: c.id})
+	return nil
+}
+
+func (c *container) resize(ctx context.Context, req wire.Request) error {
+	tty, err := c.terminal(ctx, req.ExecID)
+	if err != nil {
+		return err
+	}
+	w := unix.Winsize{Col: req.Width, Row: req.Height}
+	return os.NewSyscallError("resize terminal", unix.IoctlSetWinsize(rawFD(tty), unix.TIOCSWINSZ, &w))
+}
+
+func (c *container) terminal(ctx context.Context, execID string) (*os.File, error) {
+	if err := c.ready(ctx); execID == "" && err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	tty := c.tty
+	if execID != "" {
+		p := c.execs[execID]
+		if p == nil {
+			return nil, errdef.NotFound.Errorf("no exec %s in container %s", execID, c.id)
+		}
+		tty = p.tty
+	}
+	if tty == nil {
+		return nil, errdef.Conflict.Errorf("container %s: the process has no terminal", c.id)
+	}
+	return tty, nil
+}

@@ -1,0 +1,180 @@
+package monitor
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/spawn"
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// keepEnded is how many ended execs of a container are remembered for
+// WaitExec. Health checks run all day and nobody asks twice.
+const keepEnded = 64
+
+// process is a further process in a container. Its streams belong to the
+// client alone; the monitor keeps the terminal to resize it.
+type process struct {
+	tty  *os.File
+	done chan struct{}
+	exit *wire.Exit // when done
+}
+
+func (c *container) exec(ctx context.Context, req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
+	if len(files) != 1 || req.Launch == nil {
+		return wire.Reply{}, nil, errdef.Invalid.Errorf("exec: incomplete request")
+	}
+	p := &process{done: make(chan struct{})}
+	if err := c.reserve(req.ExecID, p); err != nil {
+		return wire.Reply{}, nil, err
+	}
+	pid, names, ours, err := c.launchExec(p, req, files[0])
+	if err != nil {
+		c.mu.Lock()
+		delete(c.execs, req.ExecID)
+		c.mu.Unlock()
+		return wire.Reply{}, nil, err
+	}
+	return wire.Reply{Pid: pid, Handles: names}, ours, nil
+}
+
+func (c *container) reserve(id string, p *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.status == paused:
+		return errdef.Conflict.Errorf("container %s is paused, unpause the container before exec", c.id)
+	case c.status != running:
+		return errdef.Conflict.Errorf("container %s is not running", c.id)
+	case c.execs[id] != nil:
+		return errdef.Conflict.Errorf("exec %s exists already in container %s", id, c.id)
+	}
+	c.execs[id] = p
+	return nil
+}
+
+// launchExec returns the client's ends of the streams, with their names.
+func (c *container) launchExec(p *process, req wire.Request, config *os.File) (pid int, names []string, files []*os.File, err error) {
+	l := req.Launch
+	var ours, theirs stdio
+	if !l.Terminal {
+		if ours, theirs, err = openPipes(req.Streams); err != nil {
+			return 0, nil, nil, err
+		}
+		defer theirs.close()
+	}
+	child, err := spawn.Start(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Cgroup: -1, Target: rawFD(c.pidfd)})
+	if err != nil {
+		ours.close()
+		return 0, nil, nil, err
+	}
+	defer child.Conn.Close()
+	pidfd := pollable(child.Pidfd, "pidfd")
+	tty, err := bootExec(l, child)
+	theirs.close() // else the client would never see the end of its streams
+	if err != nil {
+		unix.Kill(child.Pid, unix.SIGKILL)
+		reap(pidfd)
+		pidfd.Close()
+		ours.close()
+		return 0, nil, nil, err
+	}
+	if tty != nil {
+		p.tty = keep(tty)
+		ours = terminalEnds(p.tty, req.Streams)
+	}
+	go c.awaitExecEnd(p, req.ExecID, pidfd)
+	names, files = ours.named()
+	return child.Pid, names, files, nil
+}
+
+// bootExec takes the process all the way to its program and returns its
+// terminal, if it has one.
+func bootExec(l *wire.Launch, child spawn.Child) (*os.File, error) {
+	if err := prepareChild(l, child); err != nil {
+		return nil, err
+	}
+	var r boot.Report
+	files, err := child.Conn.Recv(&r)
+	if err != nil {
+		return nil, errdef.Conflict.Errorf("the process ended before it was ready; did its container stop?")
+	}
+	if err := r.Err.Err(); err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	if err := child.Conn.Send(boot.Word{}); err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	if err := awaitExec(child.Conn); err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, nil
+	}
+	return files[0], nil
+}
+
+// terminalEnds are a client's ends of a terminal: the master, both ways.
+func terminalEnds(tty *os.File, want wire.Streams) stdio {
+	var s stdio
+	if want.Stdin {
+		s.in = os.NewFile(uintptr(dup(rawFD(tty))), "terminal")
+	}
+	if want.Stdout {
+		s.out = os.NewFile(uintptr(dup(rawFD(tty))), "terminal")
+	}
+	return s
+}
+
+// named lists what there is of s under its handles' names.
+func (s stdio) named() (names []string, files []*os.File) {
+	for _, e := range []struct {
+		name string
+		f    *os.File
+	}{{wire.HandleStdin, s.in}, {wire.HandleStdout, s.out}, {wire.HandleStderr, s.err}} {
+		if e.f != nil {
+			names, files = append(names, e.name), append(files, e.f)
+		}
+	}
+	return names, files
+}
+
+func (c *container) awaitExecEnd(p *process, id string, pidfd *os.File) {
+	code := reap(pidfd)
+	pidfd.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.exit = &wire.Exit{Code: code, At: time.Now().UTC()}
+	if p.tty != nil {
+		p.tty.Close()
+		p.tty = nil
+	}
+	close(p.done)
+	if c.ended = append(c.ended, id); len(c.ended) > keepEnded {
+		delete(c.execs, c.ended[0])
+		c.ended = c.ended[1:]
+	}
+}
+
+func (c *container) waitExec(ctx context.Context, id string) (wire.Reply, []*os.File, error) {
+	c.mu.Lock()
+	p := c.execs[id]
+	c.mu.Unlock()
+	if p == nil {
+		return wire.Reply{}, nil, errdef.NotFound.Errorf("no exec %s in container %s", id, c.id)
+	}
+	select {
+	case <-p.done:
+		return wire.Reply{Exit: p.exit}, nil, nil
+	case <-ctx.Done():
+		return wire.Reply{}, nil, ctx.Err()
+	}
+}

@@ -1,0 +1,157 @@
+// Package spawn clones processes into containers.
+//
+// The caller gives a Launch and descriptors; a Child comes back whose process
+// runs package boot and waits for its configuration's start. Namespaces that
+// must exist before the process does are made here: all new ones by clone, and
+// the pid namespace that is joined, because only children enter it.
+//
+// The program that runs is this one, executed from a read-only mount that has
+// no path, so that a container which gets at /proc/<pid>/exe cannot write to
+// the host's file (CVE-2019-5736).
+package spawn
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// A Process says what to clone.
+type Process struct {
+	Launch *wire.Launch
+	Config int    // descriptor of the boot configuration
+	Stdio  [3]int // the program's 0–2
+	Cgroup int    // descriptor of a version 2 cgroup, or -1
+	Target int    // for a further process: pidfd of the container's first, else -1
+}
+
+// A Child is a process that was cloned.
+type Child struct {
+	Pid   int
+	Pidfd int
+	Conn  *wire.Conn // to package boot in the child
+}
+
+// Start clones the process. The descriptors in p stay the caller's.
+func Start(p Process) (Child, error) {
+	exe, err := executable()
+	if err != nil {
+		return Child{}, fmt.Errorf("protect the runtime's program: %w", err)
+	}
+	attr, pidns, err := attributes(p)
+	if err != nil {
+		return Child{}, err
+	}
+	if pidns >= 0 {
+		defer unix.Close(pidns)
+	}
+	conn, sock, err := wire.Pair()
+	if err != nil {
+		return Child{}, err
+	}
+	defer unix.Close(sock)
+	pidfd := -1
+	attr.Sys.PidFD = &pidfd
+	applet := "init"
+	attr.Files = []uintptr{uintptr(p.Stdio[0]), uintptr(p.Stdio[1]), uintptr(p.Stdio[2]), uintptr(sock), uintptr(p.Config)}
+	if p.Target >= 0 {
+		applet = "join"
+		attr.Files = append(attr.Files, uintptr(p.Target))
+		pidns = p.Target
+	}
+	pid, err := forkIn(pidns, exe, []string{"minke-runtime", applet}, attr)
+	if err != nil {
+		conn.Close()
+		return Child{}, fmt.Errorf("clone the container's process: %w", err)
+	}
+	return Child{pid, pidfd, conn}, nil
+}
+
+// attributes also returns a descriptor of the pid namespace to join, or -1.
+func attributes(p Process) (*syscall.ProcAttr, int, error) {
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if p.Cgroup >= 0 {
+		sys.UseCgroupFD, sys.CgroupFD = true, p.Cgroup
+	}
+	pidns := -1
+	for _, ns := range p.Launch.Namespaces {
+		flag, err := boot.NamespaceFlag(ns.Type)
+		if err != nil {
+			return nil, -1, errdef.Invalid.Wrap(err)
+		}
+		switch {
+		case ns.Path == "" && ns.Type != specs.CgroupNamespace:
+			sys.Cloneflags |= flag
+		case ns.Path != "" && ns.Type == specs.PIDNamespace:
+			if pidns, err = unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+				return nil, -1, &os.PathError{Op: "open pid namespace", Path: ns.Path, Err: err}
+			}
+		}
+	}
+	sys.UidMappings, sys.GidMappings = mappings(p.Launch.UIDMappings), mappings(p.Launch.GIDMappings)
+	sys.GidMappingsEnableSetgroups = true
+	return &syscall.ProcAttr{Dir: "/", Env: env, Sys: sys}, pidns, nil
+}
+
+// env keeps the short-lived Go program small: one thread's worth of work and
+// nothing to collect.
+var env = []string{"GOMAXPROCS=1", "GOGC=off"}
+
+func mappings(m []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, x := range m {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)})
+	}
+	return out
+}
+
+// forkIn clones with the children's pid namespace set to pidns, if that is not
+// -1, on this thread only.
+func forkIn(pidns int, exe string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	if pidns < 0 {
+		return syscall.ForkExec(exe, argv, attr)
+	}
+	runtime.LockOSThread()
+	if err := unix.Setns(pidns, unix.CLONE_NEWPID); err != nil {
+		runtime.UnlockOSThread()
+		return 0, fmt.Errorf("join the pid namespace: %w", err)
+	}
+	pid, err := syscall.ForkExec(exe, argv, attr)
+	if serr := unix.Setns(ownPidNS(), unix.CLONE_NEWPID); serr != nil {
+		// The thread stays locked, so Go ends it with its goroutine.
+		return pid, err
+	}
+	runtime.UnlockOSThread()
+	return pid, err
+}
+
+var ownPidNS = sync.OnceValue(func() int {
+	fd, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+})
+
+// executable is a name for this program on a read-only mount.
+var executable = sync.OnceValues(func() (string, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return "", os.NewSyscallError("open_tree", err)
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return "", os.NewSyscallError("mount_setattr", err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+})

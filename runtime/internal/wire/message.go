@@ -1,0 +1,180 @@
+package wire
+
+import (
+	"errors"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// An Op says what a Request asks for.
+type Op string
+
+// One connection carries one request and its answer; closing it gives the
+// request up. Watch and Attach use their connections longer.
+const (
+	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
+	Shutdown Op = "shutdown" // end the monitor
+	Create   Op = "create"   // Launch; descriptors: the boot configuration
+	Start    Op = "start"
+	Kill     Op = "kill" // Signal, All
+	Wait     Op = "wait"
+	Pause    Op = "pause"
+	Resume   Op = "resume"
+	Update   Op = "update" // Resources
+	Delete   Op = "delete"
+	List     Op = "list"
+	Exec     Op = "exec" // Launch, ExecID; answer with the streams' ends
+	WaitExec Op = "waitexec"
+	Attach   Op = "attach" // Streams; answer with the streams' ends
+	Resize   Op = "resize" // Width, Height
+
+	// On an Attach connection: the client closed its input, or leaves without
+	// doing so.
+	CloseStdin Op = "closestdin"
+	Detach     Op = "detach"
+
+	Adopt  Op = "adopt"  // after a crash: a container's handles
+	Exited Op = "exited" // the client reaped an adopted container: Status
+)
+
+// A Request is what a client sends.
+type Request struct {
+	Op     Op     `json:"op"`
+	ID     string `json:"id,omitempty"`
+	ExecID string `json:"exec,omitempty"`
+
+	Launch    *Launch               `json:"launch,omitempty"`
+	Streams   Streams               `json:"streams,omitzero"`
+	Signal    int                   `json:"signal,omitempty"`
+	All       bool                  `json:"all,omitempty"`
+	Width     uint16                `json:"width,omitempty"`
+	Height    uint16                `json:"height,omitempty"`
+	Resources *specs.LinuxResources `json:"resources,omitempty"`
+	Handles   []string              `json:"handles,omitempty"`
+	Exit      *Exit                 `json:"exit,omitempty"`
+}
+
+// Streams names the streams that are wanted.
+type Streams struct {
+	Stdin  bool `json:"in,omitempty"`
+	Stdout bool `json:"out,omitempty"`
+	Stderr bool `json:"err,omitempty"`
+}
+
+// A Launch is what the monitor must know to start a process; everything that
+// happens inside the container is in the boot configuration, which the monitor
+// passes on unread.
+type Launch struct {
+	Terminal bool   `json:"tty,omitempty"`
+	Width    uint16 `json:"width,omitempty"`
+	Height   uint16 `json:"height,omitempty"`
+
+	Stdin       bool `json:"stdin,omitempty"`
+	StdinOnce   bool `json:"stdinOnce,omitempty"`
+	OOMScoreAdj *int `json:"oom,omitempty"`
+	Log         Log  `json:"log,omitzero"`
+
+	Namespaces  []specs.LinuxNamespace `json:"ns,omitempty"`
+	UIDMappings []specs.LinuxIDMapping `json:"uids,omitempty"`
+	GIDMappings []specs.LinuxIDMapping `json:"gids,omitempty"`
+	CgroupsPath string                 `json:"cgroup,omitempty"`
+	Resources   *specs.LinuxResources  `json:"resources,omitempty"`
+}
+
+// Log is where output goes.
+type Log struct {
+	Path     string `json:"path,omitempty"`
+	MaxSize  int64  `json:"size,omitempty"`
+	MaxFiles int    `json:"files,omitempty"`
+}
+
+// A Reply answers a Request. Err excludes the rest.
+type Reply struct {
+	Err      *Error   `json:"err,omitempty"`
+	Pid      int      `json:"pid,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+	Exit     *Exit    `json:"exit,omitempty"`
+	States   []State  `json:"states,omitempty"`
+	Handles  []string `json:"handles,omitempty"` // names the descriptors sent along
+}
+
+// Exit says how a process ended.
+type Exit struct {
+	Code int       `json:"code"`
+	At   time.Time `json:"at"`
+	OOM  bool      `json:"oom,omitempty"`
+}
+
+// State describes a container.
+type State struct {
+	ID      string            `json:"id"`
+	Pid     int               `json:"pid"`
+	Status  string            `json:"status"`
+	Exit    *Exit             `json:"exit,omitempty"`
+	Cgroups map[string]string `json:"cgroups,omitempty"`
+}
+
+// Event is what a Watch connection carries after its Reply.
+type Event struct {
+	Kind    string   `json:"kind"` // see the constants
+	ID      string   `json:"id"`
+	Handles []string `json:"handles,omitempty"`
+}
+
+const (
+	EventHandles = "handles" // descriptors to keep for the next monitor
+	EventStdin   = "stdin"   // the container's input is closed: drop the handle
+	EventGone    = "gone"    // deleted: drop all handles
+	EventOOM     = "oom"
+)
+
+// Names of handles.
+const (
+	HandlePidfd  = "pidfd"
+	HandleInit   = "init" // the socket of an init that waits for Start
+	HandleStdin  = "stdin"
+	HandleStdout = "stdout"
+	HandleStderr = "stderr"
+	HandleTTY    = "tty"
+)
+
+// Error is an error on its way between processes.
+type Error struct {
+	Kind errdef.Kind `json:"kind,omitempty"`
+	Text string      `json:"text"`
+	Code int         `json:"code,omitempty"` // of a ProgramError
+}
+
+// A ProgramError says that the image's program could not be run.
+type ProgramError struct {
+	Code int
+	Text string
+}
+
+func (e *ProgramError) Error() string { return e.Text }
+
+// ErrorOf packs err; nil stays nil.
+func ErrorOf(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	e := &Error{Kind: errdef.Of(err), Text: err.Error()}
+	if p, ok := errors.AsType[*ProgramError](err); ok {
+		e.Code, e.Text = p.Code, p.Text
+	}
+	return e
+}
+
+// Err unpacks e.
+func (e *Error) Err() error {
+	switch {
+	case e == nil:
+		return nil
+	case e.Code != 0:
+		return &ProgramError{e.Code, e.Text}
+	}
+	return e.Kind.Wrap(errors.New(e.Text))
+}

@@ -1,0 +1,265 @@
+// Package jsonlog writes and reads container logs in Docker's json-file format.
+//
+// A log is a file of lines like
+//
+//	{"log":"hello\n","stream":"stdout","time":"2026-01-02T03:04:05.000000006Z"}
+//
+// A line longer than 16 KiB is written in pieces, of which only the last ends
+// with a newline; so is the unfinished line of a program that ended. When the
+// file reaches its size limit it becomes path.1, path.1 becomes path.2 and so
+// on, and the oldest is removed.
+//
+// Every Write to a stream is one write to the file. Nothing is synced: a power
+// cut may cost the last seconds and may tear the last line, which a reader
+// skips. When the disk is full lines are dropped and counted; the writer tries
+// again with the next ones. The methods of a Writer and its streams may be
+// called at once.
+//
+// Following, tailing and filtering by time is the reader's business.
+package jsonlog
+
+import (
+	"os"
+	"strconv"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// maxPiece is the length at which a line is split, as Docker does.
+const maxPiece = 16 << 10
+
+// A Writer appends to one log.
+type Writer struct {
+	path     string
+	maxSize  int64
+	maxFiles int
+
+	mu      sync.Mutex
+	f       *os.File
+	size    int64
+	buf     []byte
+	dropped int64
+}
+
+// Open opens or creates the log. With a maxSize of zero it grows for ever.
+func Open(path string, maxSize int64, maxFiles int) (*Writer, error) {
+	w := &Writer{path: path, maxSize: maxSize, maxFiles: max(maxFiles, 1)}
+	if err := w.open(os.O_APPEND); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Writer) open(flag int) error {
+	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_WRONLY|flag, 0o640)
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	w.f, w.size = f, fi.Size()
+	return nil
+}
+
+// Close closes the file. Streams must have been flushed.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return nil
+	}
+	return w.f.Close()
+}
+
+// Dropped is the number of pieces lost because they could not be written.
+func (w *Writer) Dropped() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dropped
+}
+
+// Stream is the part of a log that one output of the container writes. Its
+// methods may not be called at once.
+type Stream struct {
+	w    *Writer
+	name string
+	part []byte    // the beginning of a line
+	at   time.Time // when the line that is going on began; all its pieces carry it
+	now  func() time.Time
+}
+
+// Stream returns the writer for "stdout" or "stderr".
+func (w *Writer) Stream(name string) *Stream { return &Stream{w: w, name: name, now: time.Now} }
+
+// Write takes over output as it comes. It never fails.
+func (s *Stream) Write(p []byte) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	pieces := 0
+	for now := s.now(); len(p) > 0; {
+		if s.at.IsZero() {
+			s.at = now
+		}
+		n, ended := cut(p, maxPiece-len(s.part))
+		if !ended && len(s.part)+n < maxPiece {
+			s.part = append(s.part, p[:n]...)
+			break
+		}
+		s.pieceLocked(p[:n])
+		pieces++
+		if ended {
+			s.at = time.Time{}
+		}
+		p = p[n:]
+	}
+	s.w.flushLocked(pieces)
+}
+
+// cut is the length of p up to and including its first newline, at most limit
+// bytes of text, and whether the newline is among them.
+func cut(p []byte, limit int) (n int, ended bool) {
+	for i, c := range p {
+		if c == '\n' {
+			return i + 1, true
+		}
+		if i == limit {
+			return i, false
+		}
+	}
+	return len(p), false
+}
+
+// Flush writes the unfinished line, if any, at the end of the output.
+func (s *Stream) Flush() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if len(s.part) == 0 {
+		return
+	}
+	s.pieceLocked(nil)
+	s.w.flushLocked(1)
+	s.at = time.Time{}
+}
+
+func (s *Stream) pieceLocked(p []byte) {
+	if len(s.part) > 0 {
+		p = append(s.part, p...)
+		s.part = nil
+	}
+	s.w.buf = appendEntry(s.w.buf, p, s.name, s.at)
+}
+
+func (w *Writer) flushLocked(pieces int) {
+	if pieces == 0 {
+		return
+	}
+	if w.maxSize > 0 && w.size >= w.maxSize {
+		w.rotateLocked()
+	}
+	if !w.writeLocked() {
+		w.dropped += int64(pieces)
+	}
+	if cap(w.buf) > 64<<10 {
+		w.buf = nil // one chatty moment should not cost memory for ever
+	}
+	w.buf = w.buf[:0]
+}
+
+// writeLocked writes the buffer or nothing: half an entry would spoil the next.
+func (w *Writer) writeLocked() bool {
+	if w.f == nil && w.open(os.O_APPEND) != nil {
+		return false
+	}
+	n, err := w.f.Write(w.buf)
+	if err != nil {
+		if n > 0 {
+			w.f.Truncate(w.size)
+		}
+		return false
+	}
+	w.size += int64(n)
+	return true
+}
+
+// rotateLocked moves the files one number up. When it fails half way the log
+// goes on in whatever file has the plain name.
+func (w *Writer) rotateLocked() {
+	if w.f != nil {
+		w.f.Close()
+		w.f = nil
+	}
+	if w.maxFiles == 1 {
+		w.open(os.O_TRUNC | os.O_APPEND)
+		return
+	}
+	for i := w.maxFiles - 1; i > 1; i-- {
+		os.Rename(w.path+"."+strconv.Itoa(i-1), w.path+"."+strconv.Itoa(i))
+	}
+	os.Rename(w.path, w.path+".1")
+	w.open(os.O_APPEND)
+}
+
+func appendEntry(b, line []byte, stream string, at time.Time) []byte {
+	b = append(b, `{"log":"`...)
+	b = appendString(b, line)
+	b = append(b, `","stream":"`...)
+	b = append(b, stream...)
+	b = append(b, `","time":"`...)
+	b = at.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, "\"}\n"...)
+}
+
+const hex = "0123456789abcdef"
+
+// appendString quotes as encoding/json does with HTML escaping on, which is
+// what Docker's files have.
+func appendString(b, s []byte) []byte {
+	start := 0
+	for i := 0; i < len(s); {
+		if c := s[i]; c < utf8.RuneSelf {
+			if safe(c) {
+				i++
+				continue
+			}
+			b = append(b, s[start:i]...)
+			b = appendEscaped(b, c)
+			i++
+			start = i
+			continue
+		}
+		r, size := utf8.DecodeRune(s[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			b = append(append(b, s[start:i]...), `\ufffd`...)
+			start = i + size
+		case r == '\u2028' || r == '\u2029':
+			b = append(append(b, s[start:i]...), `\u202`...)
+			b = append(b, hex[r&0xF])
+			start = i + size
+		}
+		i += size
+	}
+	return append(b, s[start:]...)
+}
+
+func safe(c byte) bool {
+	return c >= ' ' && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&'
+}
+
+func appendEscaped(b []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(b, '\\', c)
+	case '\n':
+		return append(b, '\\', 'n')
+	case '\r':
+		return append(b, '\\', 'r')
+	case '\t':
+		return append(b, '\\', 't')
+	}
+	return append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&0xF])
+}

@@ -1,0 +1,106 @@
+package runtime
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/wire"
+)
+
+// plan divides the OCI configuration into what the monitor does and what
+// happens in the container.
+func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error) {
+	s := c.Spec
+	if err := check(c); err != nil {
+		return nil, nil, nil, err
+	}
+	launch := &wire.Launch{
+		Terminal: s.Process.Terminal, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
+		OOMScoreAdj: s.Process.OOMScoreAdj,
+		Log:         wire.Log{Path: c.Log.Path, MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles},
+		Namespaces:  s.Linux.Namespaces, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings,
+		CgroupsPath: s.Linux.CgroupsPath, Resources: s.Linux.Resources,
+	}
+	cfg := &boot.Config{
+		Process: s.Process, Rootfs: c.Rootfs, Mounts: s.Mounts, Hostname: s.Hostname, Domainname: s.Domainname,
+		Devices: s.Linux.Devices, Sysctl: s.Linux.Sysctl, MaskedPaths: s.Linux.MaskedPaths,
+		ReadonlyPaths: s.Linux.ReadonlyPaths, RootfsPropagation: s.Linux.RootfsPropagation,
+	}
+	var err error
+	if cfg.Root, err = m.root(c); err != nil {
+		return nil, nil, nil, err
+	}
+	cfg.ReadOnly = s.Root != nil && s.Root.Readonly
+	for _, ns := range s.Linux.Namespaces {
+		switch {
+		case ns.Path != "" && ns.Type != specs.PIDNamespace:
+			cfg.Join = append(cfg.Join, ns)
+		case ns.Path == "" && ns.Type == specs.MountNamespace:
+			cfg.NewMount = true
+		case ns.Path == "" && ns.Type == specs.CgroupNamespace:
+			cfg.NewCgroup = true
+		}
+	}
+	return launch, cfg, warningsOf(s.Process), nil
+}
+
+func check(c Container) error {
+	s := c.Spec
+	switch {
+	case c.ID == "" || strings.ContainsAny(c.ID, "/\x00") || c.ID[0] == '.':
+		return errdef.Invalid.Errorf("container ID %q is not a file name", c.ID)
+	case s == nil || s.Process == nil || s.Linux == nil:
+		return errdef.Invalid.Errorf("container %s: the configuration has no process or no linux section", c.ID)
+	case c.Rootfs == nil && (s.Root == nil || s.Root.Path == ""):
+		return errdef.Invalid.Errorf("container %s: the configuration has no root", c.ID)
+	case !strings.HasPrefix(s.Process.Cwd, "/"):
+		return errdef.Invalid.Errorf("container %s: the working directory %q is not absolute", c.ID, s.Process.Cwd)
+	}
+	return nil
+}
+
+// root is the directory that is, or that will carry, the root file system. An
+// overlay only needs some directory in its own mount namespace.
+func (m *Monitor) root(c Container) (string, error) {
+	if c.Rootfs != nil {
+		dir := filepath.Join(m.opts.Dir, "root")
+		return dir, os.MkdirAll(dir, 0o700)
+	}
+	if filepath.IsAbs(c.Spec.Root.Path) {
+		return c.Spec.Root.Path, nil
+	}
+	return filepath.Join(c.Bundle, c.Spec.Root.Path), nil
+}
+
+func warningsOf(p *specs.Process) []string {
+	var w []string
+	if missing := boot.MissingCaps(p.Capabilities); len(missing) > 0 {
+		w = append(w, "this host cannot give the container "+strings.Join(missing, ", "))
+	}
+	return w
+}
+
+// configFile is the configuration in a file without a name.
+func configFile(cfg *boot.Config) (*os.File, error) {
+	data, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "config")
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
