@@ -151,11 +151,21 @@ func TestKillAllReachesTheWholeCgroup(t *testing.T) {
 	if _, err := b.Wait(b.ctx, c.ID); err != nil {
 		t.Fatal(err)
 	}
-	for _, pid := range pids {
-		if stat, _ := os.ReadFile("/proc/" + pid + "/stat"); len(stat) > 0 && !strings.Contains(string(stat), ") Z ") {
-			t.Errorf("process %s goes on: %s", pid, stat)
+	for deadline := time.Now().Add(5 * time.Second); alive(pids); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("some of the processes %s go on", pids)
 		}
 	}
+}
+
+// alive reports whether a process of pids is more than a zombie.
+func alive(pids []string) bool {
+	for _, pid := range pids {
+		if stat, _ := os.ReadFile("/proc/" + pid + "/stat"); len(stat) > 0 && !strings.Contains(string(stat), ") Z ") {
+			return true
+		}
+	}
+	return false
 }
 
 func TestDeviceRules(t *testing.T) {

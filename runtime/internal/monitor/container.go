@@ -166,7 +166,7 @@ func (c *container) admit(l *wire.Launch, child spawn.Child) error {
 			return err
 		}
 	}
-	return child.Conn.Send(boot.Word{})
+	return child.Conn.Send(boot.Word{Seccomp: c.launch.Seccomp})
 }
 
 // setOOMScore goes as low as this process may where it may not go lower; the
