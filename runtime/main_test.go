@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
+	left, _ := filepath.Glob("/sys/fs/cgroup/*/minke-test")
+	for _, d := range append(left, "/sys/fs/cgroup/minke-test") {
+		os.Remove(d)
+	}
 	os.Exit(code)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -17,13 +18,14 @@ import (
 // from many goroutines at once. All errors of unknown containers are of kind
 // errdef.NotFound.
 type Monitor struct {
-	opts   Options
-	keeper *keeper
+	opts    Options
+	keeper  *keeper
+	filters filters
 }
 
 // Open finds the monitor of o.Dir, or starts one.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
-	m := &Monitor{opts: o}
+	m := &Monitor{opts: o, filters: filters{dir: filepath.Join(o.Dir, "seccomp")}}
 	k, err := startKeeper(ctx, o)
 	if err != nil {
 		return nil, err

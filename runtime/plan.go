@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,6 +35,9 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 		ReadonlyPaths: s.Linux.ReadonlyPaths, RootfsPropagation: s.Linux.RootfsPropagation,
 	}
 	var err error
+	if launch.Seccomp, err = m.filters.file(s.Linux.Seccomp); err != nil {
+		return nil, nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
 	if cfg.Root, err = m.root(c); err != nil {
 		return nil, nil, nil, err
 	}

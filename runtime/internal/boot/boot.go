@@ -61,13 +61,14 @@ type Config struct {
 	ReadonlyPaths     []string               `json:"readonlyPaths,omitempty"`
 	RootfsPropagation string                 `json:"propagation,omitempty"`
 
-	Seccomp string `json:"seccomp,omitempty"` // file of a compiled filter
-	filter  []byte
+	filter []byte // seccomp
 }
 
 // A Word lets the process go on: the first one when it is in its cgroup, the
 // second one to start the program.
-type Word struct{}
+type Word struct {
+	Seccomp string `json:"seccomp,omitempty"` // with the first: file of a compiled filter
+}
 
 // A Report is what the process sends: ready, or an error at any time.
 type Report struct {
@@ -105,27 +106,31 @@ func run(conn *wire.Conn, prepare func(*Config, *wire.Conn) (*program, error)) e
 	if err != nil {
 		return fmt.Errorf("read the boot configuration: %w", err)
 	}
-	// First it is put into its cgroup.
-	if err := awaitWord(conn); err != nil {
+	word, err := awaitWord(conn)
+	if err != nil {
 		return err
+	}
+	if word.Seccomp != "" { // while the host's files can be seen
+		if cfg.filter, err = os.ReadFile(word.Seccomp); err != nil {
+			return fmt.Errorf("read the seccomp filter: %w", err)
+		}
 	}
 	p, err := prepare(cfg, conn)
 	if err != nil {
 		return err
 	}
-	if err := awaitWord(conn); err != nil {
+	if _, err := awaitWord(conn); err != nil {
 		return err
 	}
 	return p.exec()
 }
 
 // awaitWord waits until the monitor lets this process go on.
-func awaitWord(conn *wire.Conn) error {
-	var w Word
+func awaitWord(conn *wire.Conn) (w Word, err error) {
 	if _, err := conn.Recv(&w); err != nil {
-		return fmt.Errorf("the container was given up: %w", err)
+		return w, fmt.Errorf("the container was given up: %w", err)
 	}
-	return nil
+	return w, nil
 }
 
 func readConfig() (*Config, error) {
@@ -142,11 +147,6 @@ func readConfig() (*Config, error) {
 	var cfg Config
 	if err := json.Unmarshal(data, &cfg); err != nil {
 		return nil, err
-	}
-	if cfg.Seccomp != "" { // while the host's files can be seen
-		if cfg.filter, err = os.ReadFile(cfg.Seccomp); err != nil {
-			return nil, err
-		}
 	}
 	return &cfg, nil
 }

@@ -1,21 +1,24 @@
 package boot
 
 import (
+	"encoding/binary"
 	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// loadFilter puts the compiled seccomp filter, an array of the kernel's
-// sock_filter, on this thread.
+// loadFilter puts a filter that package seccomp compiled on this thread: eight
+// bytes of header with the flags, then an array of the kernel's sock_filter.
 func loadFilter(filter []byte) error {
-	if len(filter) == 0 {
+	const size = int(unsafe.Sizeof(unix.SockFilter{}))
+	if len(filter) < 2*size {
 		return nil
 	}
-	const size = int(unsafe.Sizeof(unix.SockFilter{}))
-	prog := unix.SockFprog{Len: uint16(len(filter) / size), Filter: (*unix.SockFilter)(unsafe.Pointer(unsafe.SliceData(filter)))}
-	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	flags := binary.NativeEndian.Uint32(filter[4:])
+	code := filter[size:]
+	prog := unix.SockFprog{Len: uint16(len(code) / size), Filter: (*unix.SockFilter)(unsafe.Pointer(unsafe.SliceData(code)))}
+	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&prog)))
 	if e != 0 {
 		return fmt.Errorf("load the seccomp filter: %w", e)
 	}

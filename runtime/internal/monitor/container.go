@@ -9,10 +9,12 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/cgroup"
 	"github.com/minke-os/minke/runtime/internal/spawn"
 	"github.com/minke-os/minke/runtime/internal/wire"
 	"github.com/minke-os/minke/runtime/jsonlog"
@@ -25,6 +27,7 @@ type container struct {
 	launch *wire.Launch
 	pid    int
 	pidfd  *os.File
+	group  *cgroup.Group
 	log    *jsonlog.Writer // nil: discarded
 	copies sync.WaitGroup  // of output into the log
 
@@ -87,46 +90,83 @@ func (m *Monitor) forget(c *container) {
 
 // launchInit clones the init and begins to watch it.
 func (c *container) launchInit(config *os.File) (warnings []string, err error) {
-	if err := c.openLog(); err != nil {
+	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
-	ours, theirs, err := openStdio(c.launch)
-	if err != nil {
+	if err := c.spawnInit(config); err != nil {
+		c.group.Remove()
 		return nil, err
-	}
-	defer theirs.close()
-	child, err := spawn.Start(spawn.Process{Launch: c.launch, Config: rawFD(config), Stdio: theirs.fds(), Cgroup: -1, Target: -1})
-	if err != nil {
-		ours.close()
-		return nil, err
-	}
-	if err := prepareChild(c.launch, child); err != nil {
-		unix.Kill(child.Pid, unix.SIGKILL)
-		unix.Wait4(child.Pid, nil, 0, nil)
-		unix.Close(child.Pidfd)
-		child.Conn.Close()
-		ours.close()
-		return nil, err
-	}
-	c.pid, c.pidfd, c.conn, c.stdin = child.Pid, pollable(child.Pidfd, "pidfd"), child.Conn, keep(ours.in)
-	c.copies.Add(1) // for the terminal that boot may bring, or nothing
-	if ours.out != nil {
-		c.out, c.err = c.copyFrom(keep(ours.out), "stdout"), c.copyFrom(keep(ours.err), "stderr")
 	}
 	go c.awaitBoot()
 	go c.awaitEnd()
 	return warnings, nil
 }
 
-// prepareChild does what must be done to the process from outside before it
-// becomes the container's.
-func prepareChild(l *wire.Launch, child spawn.Child) error {
+func (c *container) cgroupPath() string {
+	if c.launch.CgroupsPath != "" {
+		return c.launch.CgroupsPath
+	}
+	return "/minke/" + c.id
+}
+
+func (c *container) spawnInit(config *os.File) error {
+	if err := c.openLog(); err != nil {
+		return err
+	}
+	ours, theirs, err := openStdio(c.launch)
+	if err != nil {
+		return err
+	}
+	defer theirs.close()
+	child, err := c.clone(spawn.Process{Launch: c.launch, Config: rawFD(config), Stdio: theirs.fds(), Target: -1})
+	if err != nil {
+		ours.close()
+		return err
+	}
+	c.pid, c.pidfd, c.conn, c.stdin = child.Pid, pollable(child.Pidfd, "pidfd"), child.Conn, keep(ours.in)
+	c.copies.Add(1) // for the terminal that boot may bring, or nothing
+	if ours.out != nil {
+		c.out, c.err = c.copyFrom(keep(ours.out), "stdout"), c.copyFrom(keep(ours.err), "stderr")
+	}
+	return nil
+}
+
+// clone starts a process in the container's cgroup and gives it leave to
+// become the container's.
+func (c *container) clone(p spawn.Process) (spawn.Child, error) {
+	dir, err := c.group.Dir()
+	if err != nil {
+		return spawn.Child{}, err
+	}
+	p.Cgroup = -1
+	if dir != nil {
+		defer dir.Close()
+		p.Cgroup = int(dir.Fd())
+	}
+	child, err := spawn.Start(p)
+	if err != nil {
+		return child, err
+	}
+	if err := c.admit(p.Launch, child); err != nil {
+		unix.Kill(child.Pid, unix.SIGKILL)
+		unix.Wait4(child.Pid, nil, 0, nil)
+		unix.Close(child.Pidfd)
+		child.Conn.Close()
+		return child, err
+	}
+	return child, nil
+}
+
+func (c *container) admit(l *wire.Launch, child spawn.Child) error {
+	if err := c.group.Add(child.Pid); err != nil {
+		return err
+	}
 	if l.OOMScoreAdj != nil {
 		if err := setOOMScore(child.Pid, *l.OOMScoreAdj); err != nil {
 			return err
 		}
 	}
-	return child.Conn.Send(boot.Word{})
+	return child.Conn.Send(boot.Word{Seccomp: c.launch.Seccomp})
 }
 
 // setOOMScore goes as low as this process may where it may not go lower; the
@@ -180,12 +220,20 @@ func (c *container) useTerminal(f *os.File) {
 
 // awaitEnd waits for the first process's end and collects it.
 func (c *container) awaitEnd() {
-	code := reap(c.pidfd)
-	exit := &wire.Exit{Code: code, At: time.Now().UTC()}
+	ctx, cancel := context.WithCancel(context.Background())
+	if c.limitsMemory() {
+		go c.group.WatchOOM(ctx, func() { c.m.tell(wire.Event{Kind: wire.EventOOM, ID: c.id}) })
+	}
+	exit := &wire.Exit{Code: reap(c.pidfd), At: time.Now().UTC(), OOM: c.group.OOMKills() > 0}
+	cancel()
+	if !c.ownsPids() {
+		c.group.Kill() // the kernel does it for a pid namespace
+	}
 	c.mu.Lock()
 	c.status, c.exit = stopped, exit
 	if c.stdin != nil {
 		c.stdin.Close()
+		c.stdin = nil
 	}
 	out, errs := c.out, c.err
 	c.mu.Unlock()
@@ -197,6 +245,20 @@ func (c *container) awaitEnd() {
 		c.log.Close()
 	}
 	close(c.drained)
+}
+
+func (c *container) limitsMemory() bool {
+	r := c.launch.Resources
+	return r != nil && r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0
+}
+
+func (c *container) ownsPids() bool {
+	for _, ns := range c.launch.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path == ""
+		}
+	}
+	return false
 }
 
 // reap waits for a child and returns its code as a shell would.
@@ -284,8 +346,56 @@ func (c *container) kill(sig unix.Signal, all bool) error {
 		return errdef.Conflict.Errorf("container %s is not running", c.id)
 	default:
 	}
+	if all {
+		if err := c.group.Signal(sig); err != nil {
+			return fmt.Errorf("kill all of container %s: %w", c.id, err)
+		}
+	}
 	if err := unix.PidfdSendSignal(rawFD(c.pidfd), sig, nil, 0); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("send %v to container %s: %w", sig, c.id, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if sig == unix.SIGKILL && c.status == paused {
+		c.status = running
+		return c.group.Thaw() // version 1 lets nobody die frozen
+	}
+	return nil
+}
+
+func (c *container) pause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch c.status {
+	case paused:
+		return errdef.Conflict.Errorf("container %s is already paused", c.id)
+	case running:
+	default:
+		return errdef.Conflict.Errorf("container %s is not running", c.id)
+	}
+	if err := c.group.Freeze(); err != nil {
+		return fmt.Errorf("pause container %s: %w", c.id, err)
+	}
+	c.status = paused
+	return nil
+}
+
+func (c *container) resume() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.status != paused {
+		return errdef.Conflict.Errorf("container %s is not paused", c.id)
+	}
+	if err := c.group.Thaw(); err != nil {
+		return fmt.Errorf("resume container %s: %w", c.id, err)
+	}
+	c.status = running
+	return nil
+}
+
+func (c *container) update(r *specs.LinuxResources) error {
+	if _, err := c.group.Set(r); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	return nil
 }
@@ -302,7 +412,7 @@ func (c *container) wait(ctx context.Context) (wire.Reply, []*os.File, error) {
 func (c *container) state() wire.State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return wire.State{ID: c.id, Pid: c.pid, Status: c.status, Exit: c.exit}
+	return wire.State{ID: c.id, Pid: c.pid, Status: c.status, Exit: c.exit, Cgroups: c.group.Paths}
 }
 
 func (m *Monitor) remove(ctx context.Context, c *container) error {
@@ -313,7 +423,13 @@ func (m *Monitor) remove(ctx context.Context, c *container) error {
 		return errdef.Conflict.Errorf("container %s is %s; stop it first", c.id, status)
 	}
 	unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+	if err := c.group.Kill(); err != nil {
+		return fmt.Errorf("kill what is left of container %s: %w", c.id, err)
+	}
 	<-c.drained
+	if err := c.group.Remove(); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
 	m.forget(c)
 	c.pidfd.Close()
 	m.tell(wire.Event{Kind: wire.EventGone, ID: c.id})

@@ -68,14 +68,14 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		}
 		defer theirs.close()
 	}
-	child, err := spawn.Start(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Cgroup: -1, Target: rawFD(c.pidfd)})
+	child, err := c.clone(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd)})
 	if err != nil {
 		ours.close()
 		return 0, nil, nil, err
 	}
 	defer child.Conn.Close()
 	pidfd := pollable(child.Pidfd, "pidfd")
-	tty, err := bootExec(l, child)
+	tty, err := bootExec(child)
 	theirs.close() // else the client would never see the end of its streams
 	if err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
@@ -95,10 +95,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 
 // bootExec takes the process all the way to its program and returns its
 // terminal, if it has one.
-func bootExec(l *wire.Launch, child spawn.Child) (*os.File, error) {
-	if err := prepareChild(l, child); err != nil {
-		return nil, err
-	}
+func bootExec(child spawn.Child) (*os.File, error) {
 	var r boot.Report
 	files, err := child.Conn.Recv(&r)
 	if err != nil {

@@ -155,6 +155,12 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 		return wire.Reply{}, nil, c.kill(unix.Signal(req.Signal), req.All)
 	case wire.Wait:
 		return c.wait(ctx)
+	case wire.Pause:
+		return wire.Reply{}, nil, c.pause()
+	case wire.Resume:
+		return wire.Reply{}, nil, c.resume()
+	case wire.Update:
+		return wire.Reply{}, nil, c.update(req.Resources)
 	case wire.Delete:
 		return wire.Reply{}, nil, m.remove(ctx, c)
 	case wire.Exec:

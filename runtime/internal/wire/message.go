@@ -82,6 +82,7 @@ type Launch struct {
 	GIDMappings []specs.LinuxIDMapping `json:"gids,omitempty"`
 	CgroupsPath string                 `json:"cgroup,omitempty"`
 	Resources   *specs.LinuxResources  `json:"resources,omitempty"`
+	Seccomp     string                 `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
 }
 
 // Log is where output goes.
