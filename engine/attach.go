@@ -292,4 +292,3 @@ func (e *Engine) ContainerResize(ctx context.Context, name string, height, width
 	e.publish(events.ActionResize, &r, nil)
 	return nil
 }
-

@@ -24,7 +24,7 @@ import (
 var containerNames = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // ContainerCreate makes a container from an image; it does not run. On an
-// error nothing is left but anonymous volumes' worth of nothing.
+// error nothing is left, but for named volumes, which are the user's.
 func (e *Engine) ContainerCreate(ctx context.Context, name string, req container.CreateRequest) (container.CreateResponse, error) {
 	if req.Config == nil {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("config cannot be empty in order to create a container")
@@ -37,7 +37,13 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 	if err != nil {
 		return container.CreateResponse{}, err
 	}
-	defer release()
+	// The container keeps its layers until it is removed.
+	kept := false
+	defer func() {
+		if !kept {
+			release()
+		}
+	}()
 	cfg := withImageDefaults(*req.Config, img.Config.Config)
 	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
@@ -59,16 +65,17 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 	if r.Name, err = e.reserveName(name, r.ID); err != nil {
 		return container.CreateResponse{}, err
 	}
-	if err := e.createReserved(&r, img); err != nil {
+	if err := e.createReserved(&r, release); err != nil {
 		e.releaseName(r.Name)
 		return container.CreateResponse{}, err
 	}
+	kept = true
 	e.publish(events.ActionCreate, &r, nil)
 	return container.CreateResponse{ID: r.ID, Warnings: []string{}}, nil
 }
 
 // createReserved makes volumes, the directory and the record, or nothing.
-func (e *Engine) createReserved(r *record, img store.Image) (err error) {
+func (e *Engine) createReserved(r *record, release func()) (err error) {
 	dir := e.containerDir(r.ID)
 	var made []string
 	defer func() {
@@ -95,6 +102,7 @@ func (e *Engine) createReserved(r *record, img store.Image) (err error) {
 		return err
 	}
 	c := newContainer(*r)
+	c.release = release
 	if err := e.saveLocked(c); err != nil { // nobody else has c yet
 		return err
 	}
@@ -117,11 +125,7 @@ func (e *Engine) imageForContainer(name string) (store.Image, func(), error) {
 	if err != nil {
 		return store.Image{}, nil, err
 	}
-	top := topLayer(img)
-	if top == "" {
-		return img, func() {}, nil
-	}
-	release, err := e.images.Lease(top)
+	release, err := e.keepLayers(topLayer(img))
 	return img, release, err
 }
 

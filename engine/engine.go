@@ -182,4 +182,6 @@ func newID() string {
 }
 
 // containerDir is where a container's own files lie.
-func (e *Engine) containerDir(id string) string { return filepath.Join(e.cfg.DataRoot, "containers", id) }
+func (e *Engine) containerDir(id string) string {
+	return filepath.Join(e.cfg.DataRoot, "containers", id)
+}

@@ -70,8 +70,8 @@ func (f Filters) match(key, value string) bool {
 	})
 }
 
-// labels reports whether all labels asked for ("key" or "key=value") are there.
-func (f Filters) labels(key string, labels map[string]string) bool {
+// Labels reports whether all labels asked for ("key" or "key=value") are there.
+func (f Filters) Labels(key string, labels map[string]string) bool {
 	for _, want := range f[key] {
 		name, value, hasValue := strings.Cut(want, "=")
 		got, ok := labels[name]
@@ -82,9 +82,9 @@ func (f Filters) labels(key string, labels map[string]string) bool {
 	return true
 }
 
-// unlabelled is the opposite of labels, for label! in prune.
+// unlabelled is the opposite of Labels, for label! in prune.
 func (f Filters) unlabelled(key string, labels map[string]string) bool {
-	return len(f[key]) == 0 || !f.labels(key, labels)
+	return len(f[key]) == 0 || !f.Labels(key, labels)
 }
 
 // until is the point in time of a prune filter, a date or an age; zero if none.

@@ -172,13 +172,15 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 		switch {
 		case bare && isParent[img.ID] && !o.All: // a step of a build
 		case asked && dangling != (bare && !isParent[img.ID]):
-		case !f.labels("label", img.Config.Config.Labels), !matchReference(f["reference"], img):
+		case !f.Labels("label", img.Config.Config.Labels), !matchReference(f["reference"], img):
 		case !before.IsZero() && !at.Before(before), !since.IsZero() && !at.After(since), !until.IsZero() && at.After(until):
 		default:
 			out = append(out, summarize(img, users[img.ID]))
 		}
 	}
-	slices.SortFunc(out, func(a, b imagetypes.Summary) int { return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(out, func(a, b imagetypes.Summary) int {
+		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
+	})
 	return out, nil
 }
 
@@ -307,7 +309,7 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 		if user, _ := e.imageUser(img.ID); user != "" || isParent[img.ID] && !named || named && (!asked || dangling) {
 			continue
 		}
-		if labels := img.Config.Config.Labels; !f.labels("label", labels) || !f.unlabelled("label!", labels) || !until.IsZero() && created(img).After(until) {
+		if labels := img.Config.Config.Labels; !f.Labels("label", labels) || !f.unlabelled("label!", labels) || !until.IsZero() && created(img).After(until) {
 			continue
 		}
 		removed, err := e.ImageRemove(ctx, string(img.ID), true)
@@ -327,7 +329,8 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 type CommitOptions struct {
 	Repo, Tag       string
 	Author, Comment string
-	Config          *container.Config // changes already applied; nil: the container's
+	Config          *container.Config // in place of the container's, if not nil
+	Changes         []string          // Dockerfile instructions to apply to it
 	Pause           bool
 }
 

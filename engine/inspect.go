@@ -249,7 +249,7 @@ func (e *Engine) listFilter(o ListOptions) (func(*record, *container.Health) boo
 			return false
 		case !f.any("status", string(r.status())), !f.any("health", string(healthStatus)):
 			return false
-		case !f.prefix("id", r.ID), !f.match("name", "/"+r.Name) && !f.match("name", r.Name), !f.labels("label", r.Config.Labels):
+		case !f.prefix("id", r.ID), !f.match("name", "/"+r.Name) && !f.match("name", r.Name), !f.Labels("label", r.Config.Labels):
 			return false
 		case len(f["exited"]) > 0 && (r.Running || r.StartedAt.IsZero() || !f.any("exited", strconv.Itoa(r.ExitCode))):
 			return false

@@ -72,4 +72,3 @@ func (e *Engine) copyLogs(ctx context.Context, c *Container, o LogOptions, stdou
 
 // rfc3339Nano has all nine digits, so that columns line up as Docker's do.
 const rfc3339Nano = "2006-01-02T15:04:05.000000000Z07:00"
-

@@ -150,7 +150,7 @@ func (e *Engine) NetworkList(f Filters) ([]nettypes.Network, error) {
 			kind = "builtin"
 		}
 		if !f.match("name", n.Name) || !f.prefix("id", n.ID) || !f.any("driver", n.Driver) || !f.any("scope", n.Scope) ||
-			!f.any("type", kind) || !f.labels("label", n.Labels) || asked && dangling != (kind == "custom" && len(e.networkUsers(n.ID)) == 0) {
+			!f.any("type", kind) || !f.Labels("label", n.Labels) || asked && dangling != (kind == "custom" && len(e.networkUsers(n.ID)) == 0) {
 			continue
 		}
 		out = append(out, n)
@@ -201,7 +201,7 @@ func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneRep
 		}
 	}
 	for _, n := range e.net.Networks() {
-		if predefined(n.Name) || used[n.ID] || !f.labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
+		if predefined(n.Name) || used[n.ID] || !f.Labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
 			continue
 		}
 		if err := e.NetworkRemove(ctx, n.ID); err != nil {
@@ -294,4 +294,3 @@ func (e *Engine) rewriteHosts(r *record) error {
 	}
 	return e.writeOwn(r.ID, hostsFile, hostsContent(r, &network.Joined{Endpoints: r.Networks}))
 }
-

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
 )
 
@@ -26,6 +27,9 @@ func (e *Engine) restore(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, r := range records {
 		c := newContainer(r)
+		if c.release, err = e.keepLayers(r.Layer); err != nil {
+			e.log.Error("the image of a container is gone; it cannot start", "container", r.Name, "err", err)
+		}
 		e.containers[r.ID], e.names[r.Name] = c, r.ID
 		known[r.ID] = true
 	}
@@ -62,6 +66,18 @@ func (e *Engine) restore(ctx context.Context) error {
 		c.op.Unlock()
 	}
 	return nil
+}
+
+// keepLayers keeps a stack of layers from garbage collection. The function it
+// returns works even with an error.
+func (e *Engine) keepLayers(top oci.ChainID) (release func(), err error) {
+	if top == "" {
+		return func() {}, nil
+	}
+	if release, err = e.images.Lease(top); err != nil {
+		return func() {}, err
+	}
+	return release, nil
 }
 
 // adopt takes up a container that runs.

@@ -308,6 +308,7 @@ func (e *Engine) remove(c *Container, volumes bool) error {
 	if err := e.forget(r.ID); err != nil {
 		return err
 	}
+	c.release()
 	e.mu.Lock()
 	delete(e.containers, r.ID)
 	delete(e.names, r.Name)

@@ -116,7 +116,7 @@ func (e *Engine) ContainersPrune(ctx context.Context, f Filters) (container.Prun
 	}
 	for _, c := range e.all() {
 		r := c.snapshot()
-		if r.Running || !f.labels("label", r.Config.Labels) || !f.unlabelled("label!", r.Config.Labels) || !until.IsZero() && r.Created.After(until) {
+		if r.Running || !f.Labels("label", r.Config.Labels) || !f.unlabelled("label!", r.Config.Labels) || !until.IsZero() && r.Created.After(until) {
 			continue
 		}
 		size := e.writtenSize(&r)

@@ -62,7 +62,7 @@ func (e *Engine) VolumeList(f Filters) (volumetypes.ListResponse, error) {
 	}
 	users := e.volumeUsers()
 	for _, v := range all {
-		if !f.match("name", v.Name) || !f.any("driver", v.Driver) || !f.labels("label", v.Labels) || asked && dangling != (len(users[v.Name]) == 0) {
+		if !f.match("name", v.Name) || !f.any("driver", v.Driver) || !f.Labels("label", v.Labels) || asked && dangling != (len(users[v.Name]) == 0) {
 			continue
 		}
 		out.Volumes = append(out.Volumes, e.shownVolume(v))
@@ -122,7 +122,7 @@ func (e *Engine) VolumePrune(f Filters) (volumetypes.PruneReport, error) {
 	}
 	users := e.volumeUsers()
 	for _, v := range all {
-		if len(users[v.Name]) > 0 || !named && !v.Anonymous() || !f.labels("label", v.Labels) || !f.unlabelled("label!", v.Labels) {
+		if len(users[v.Name]) > 0 || !named && !v.Anonymous() || !f.Labels("label", v.Labels) || !f.unlabelled("label!", v.Labels) {
 			continue
 		}
 		size := e.volumes.Size(v.Name)

@@ -1,13 +1,37 @@
 // Package network connects containers to networks and to the outside.
+//
+// A network is a record and, for the bridge driver, a bridge interface. A
+// container that joins gets a veth pair for each network, an address, routes,
+// names that others on the network resolve, and published ports. All of it is
+// done by netlink; packet rules are in tables of our own (rules.go), static but
+// for sets and maps, so that one container changes a few elements.
+//
+// What a crash leaves: interfaces vanish with the container's namespace, which
+// the kernel removes with its last process. Bridges, rules and map elements
+// stay; Rejoin takes up what belongs to running containers and Reconcile
+// removes the rest. Nothing that was not made here is ever changed or removed:
+// bridges of ours carry an alias that says so, and an existing bridge that a flag
+// names is only used.
+//
+// Which addresses and ports are taken is known in memory and rebuilt by Rejoin.
+// Methods may be called from many goroutines.
 package network
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/moby/moby/api/types/network"
 	"go.etcd.io/bbolt"
+
+	"github.com/minke-os/minke/internal/errdef"
 )
 
 // Options say what the host's networks look like. The zero value works.
@@ -49,43 +73,178 @@ type Joined struct {
 	Resolv    []byte                               // content of /etc/resolv.conf
 }
 
-type host interface {
-	// Close stops DNS service and port listeners. Networks stay.
-	Close() error
-	// Cleanup removes bridges, rules and tables of ours. Nothing may be joined.
-	Cleanup(ctx context.Context) error
+// Host is the container networking of this machine.
+type Host struct {
+	db     *bbolt.DB
+	log    *slog.Logger
+	bridge string // of the default network
+	bip    netip.Prefix
+	rules  *rules
 
-	Create(ctx context.Context, r network.CreateRequest) (n network.Network, warning string, err error)
-	Networks() []network.Network
-	// Find takes an ID, name or unique ID prefix, in this order.
-	Find(name string) (network.Network, error)
-	// Remove fails with errdef.Conflict while containers are joined and
-	// errdef.Forbidden for predefined networks.
-	Remove(ctx context.Context, id string) error
-	// Members lists who is joined to a network, by container ID.
-	Members(id string) map[string]network.EndpointResource
-
-	// Join gives a container its interfaces, addresses, routes, names and
-	// published ports. On an error nothing is left.
-	Join(ctx context.Context, s Sandbox) (Joined, error)
-	// Rejoin takes up a running container after a restart of the daemon: what
-	// is there is kept, what is missing (DNS, rules, port listeners) is made.
-	Rejoin(ctx context.Context, s Sandbox) (Joined, error)
-	// Reconcile removes what belongs to no container that joined or rejoined.
-	Reconcile(ctx context.Context) error
-	// Leave gives back addresses and ports. The kernel removes interfaces
-	// with the container's namespace.
-	Leave(ctx context.Context, containerID string) error
-	// Connect and Disconnect change a running container.
-	Connect(ctx context.Context, s Sandbox, e Endpoint) (*network.EndpointSettings, error)
-	Disconnect(ctx context.Context, containerID, networkID string) error
+	mu       sync.Mutex
+	networks map[string]*state  // by ID
+	members  map[string]*member // by container ID
+	ports    map[portKey]string // taken, to container name
 }
 
-// Host is the container networking of this machine.
-type Host struct{ host }
+// state is a network with what is taken of it.
+type state struct {
+	network.Network
+	bridge string // interface name, "" for host and none
+	taken  map[netip.Addr]string
+}
 
-// Open reads the networks from db, makes the predefined ones, and removes what
-// a crash left: addresses, rules and interfaces of containers that are not in
-// use any more are gone once the engine has called Rejoin for those that are
-// and then Reconcile.
-func Open(ctx context.Context, db *bbolt.DB, o Options) (*Host, error) { panic("being written") }
+// member is a container that has joined.
+type member struct {
+	sandbox   Sandbox
+	endpoints map[string]*leg // by network ID
+	published []*publication
+	resolver  *resolver // nil on the default network alone
+}
+
+// leg is one endpoint of a member.
+type leg struct {
+	settings *network.EndpointSettings
+	names    []string // what others on the network call it
+}
+
+// Open reads the networks from db and makes the predefined ones.
+func Open(ctx context.Context, db *bbolt.DB, o Options) (*Host, error) {
+	h := &Host{
+		db: db, log: o.Logger, bridge: o.Bridge, bip: o.BIP,
+		networks: map[string]*state{}, members: map[string]*member{}, ports: map[portKey]string{},
+	}
+	if h.bridge == "" {
+		h.bridge = "minke0"
+	}
+	if err := h.load(); err != nil {
+		return nil, err
+	}
+	if err := h.predefine(); err != nil {
+		return nil, err
+	}
+	var err error
+	if h.rules, err = openRules(h.bridge); err != nil {
+		return nil, fmt.Errorf("packet rules: %w", err)
+	}
+	for _, n := range h.networks {
+		// Made again after a reboot, at once or when first used.
+		if n.bridge != "" && n.bridge != h.bridge {
+			if err := h.ensureBridge(n); err != nil {
+				h.log.Error("network is not usable", "network", n.Name, "err", err)
+			}
+		}
+	}
+	return h, nil
+}
+
+// Close stops name service and port listeners. Networks stay.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var errs []error
+	for _, m := range h.members {
+		errs = append(errs, m.close())
+	}
+	if h.rules != nil {
+		errs = append(errs, h.rules.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (m *member) close() error {
+	var errs []error
+	for _, p := range m.published {
+		errs = append(errs, p.close())
+	}
+	if m.resolver != nil {
+		m.resolver.close()
+	}
+	return errors.Join(errs...)
+}
+
+// Cleanup removes bridges and tables of ours. Nothing may be joined.
+func (h *Host) Cleanup(context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.members) > 0 {
+		return errdef.Conflict.Errorf("%d containers are still on networks", len(h.members))
+	}
+	var errs []error
+	for _, n := range h.networks {
+		if n.bridge != "" {
+			errs = append(errs, h.removeBridge(n.bridge))
+		}
+	}
+	return errors.Join(append(errs, h.rules.remove())...)
+}
+
+// Networks lists all, by name.
+func (h *Host) Networks() []network.Network {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]network.Network, 0, len(h.networks))
+	for _, n := range h.networks {
+		out = append(out, n.Network)
+	}
+	slices.SortFunc(out, func(a, b network.Network) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Find takes an ID, name or unique ID prefix, in this order.
+func (h *Host) Find(name string) (network.Network, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if name == network.NetworkDefault {
+		name = network.NetworkBridge
+	}
+	if n, ok := h.networks[name]; ok {
+		return n.Network, nil
+	}
+	var found []*state
+	for id, n := range h.networks {
+		if n.Name == name {
+			return n.Network, nil
+		}
+		if name != "" && strings.HasPrefix(id, name) {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0].Network, nil
+	case 0:
+		return network.Network{}, errdef.NotFound.Errorf("network %s not found", name)
+	}
+	return network.Network{}, errdef.Invalid.Errorf("network %s is ambiguous (%d matches found on ID prefix)", name, len(found))
+}
+
+// Members lists who has joined a network, by container ID.
+func (h *Host) Members(id string) map[string]network.EndpointResource {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]network.EndpointResource{}
+	for cid, m := range h.members {
+		l, ok := m.endpoints[id]
+		if !ok {
+			continue
+		}
+		r := network.EndpointResource{Name: m.sandbox.Name, EndpointID: l.settings.EndpointID, MacAddress: l.settings.MacAddress}
+		if l.settings.IPAddress.IsValid() {
+			r.IPv4Address = netip.PrefixFrom(l.settings.IPAddress, l.settings.IPPrefixLen)
+		}
+		if l.settings.GlobalIPv6Address.IsValid() {
+			r.IPv6Address = netip.PrefixFrom(l.settings.GlobalIPv6Address, l.settings.GlobalIPv6PrefixLen)
+		}
+		out[cid] = r
+	}
+	return out
+}
+
+func writeSysctl(path, value string) error {
+	old, err := os.ReadFile("/proc/sys/" + path)
+	if err == nil && strings.TrimSpace(string(old)) == value {
+		return nil
+	}
+	return os.WriteFile("/proc/sys/"+path, []byte(value), 0o644)
+}

@@ -1,0 +1,189 @@
+// Command minked is the device daemon: the container engine and the supervisor
+// in one process.
+//
+// This package is wiring: flags and the configuration file become the Configs
+// of the packages that do the work, which are started together and stopped
+// together. Flags have dockerd's names.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/engine/api"
+)
+
+// version is set by the Makefile.
+var (
+	version = "0.0.0-dev"
+	commit  = ""
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "minked:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	cfg, err := parse(args)
+	if err != nil || cfg == nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root to make namespaces, mounts and networks; try again with sudo")
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level()}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	release, err := writePidFile(cfg.PidFile)
+	if err != nil {
+		return err
+	}
+	defer release()
+	binary, err := runtimeBinary(cfg.Runtime)
+	if err != nil {
+		return err
+	}
+	e, err := engine.Open(ctx, engine.Config{
+		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Bridge: cfg.Bridge, BIP: cfg.BIP.Prefix,
+		Mirrors: cfg.Mirrors, Insecure: cfg.Insecure, Version: version, Commit: commit, Debug: cfg.Debug, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			log.Error("close engine", "err", err)
+		}
+	}()
+	listeners, err := listen(cfg.Hosts)
+	if err != nil {
+		return err
+	}
+	handler := api.New(e, log)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		log.Info("API listens", "address", l.Addr())
+		group.Go(func() error { return serve(ctx, l, handler) })
+	}
+	return group.Wait()
+}
+
+// serve answers requests until ctx ends, then lets short ones finish.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		limit, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if s.Shutdown(limit) != nil {
+			s.Close() // events and logs that are followed
+		}
+	}()
+	err := s.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		<-done
+		return nil
+	}
+	return err
+}
+
+// listen opens unix:// and tcp:// addresses.
+func listen(hosts []string) ([]net.Listener, error) {
+	var out []net.Listener
+	for _, h := range hosts {
+		scheme, addr, ok := strings.Cut(h, "://")
+		if !ok {
+			return nil, fmt.Errorf("invalid address %q: want unix:///path or tcp://host:port", h)
+		}
+		var l net.Listener
+		var err error
+		switch scheme {
+		case "unix":
+			l, err = listenUnix(addr)
+		case "tcp":
+			l, err = net.Listen("tcp", addr)
+		default:
+			err = fmt.Errorf("unknown scheme %q: want unix or tcp", scheme)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", h, err)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("another process answers on %s; stop it or choose another --host", path)
+	}
+	// A leftover of a process that was killed.
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o660)
+}
+
+// writePidFile refuses if the process it names lives.
+func writePidFile(path string) (release func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	if data, err := os.ReadFile(path); err == nil {
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(filepath.Base(exe), "minked") {
+			return nil, fmt.Errorf("process %d is running already (%s); stop it first", pid, path)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		return nil, err
+	}
+	return func() { os.Remove(path) }, nil
+}
+
+// runtimeBinary finds minke-runtime: where a flag says, or beside this program.
+func runtimeBinary(flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(self), "minke-runtime")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("minke-runtime is not beside %s; install it there or name it with --runtime-path", self)
+	}
+	return path, nil
+}

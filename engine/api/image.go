@@ -1,0 +1,86 @@
+package api
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/moby/moby/api/types/image"
+
+	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
+	f, err := filtersOf(r)
+	if err != nil {
+		return err
+	}
+	if name := r.URL.Query().Get("filter"); name != "" && versionOf(r) < 41 {
+		f = engineFilters(f, "reference", name)
+	}
+	list, err := s.engine.ImageList(engine.ImageListOptions{All: boolParam(r, "all"), SharedSize: boolParam(r, "shared-size"), Filters: f})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, listFor(versionOf(r), list))
+}
+
+// imageGet tells GET /images/{name}/{json,history,get} apart.
+func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
+	path := r.PathValue("name")
+	if name, ok := strings.CutSuffix(path, "/json"); ok {
+		i, err := s.engine.ImageInspect(name)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusOK, imageFor(versionOf(r), i))
+	}
+	if name, ok := strings.CutSuffix(path, "/history"); ok {
+		h, err := s.engine.ImageHistory(name)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusOK, h)
+	}
+	return notFound(w, r)
+}
+
+// imagePost tells POST /images/{name}/{tag,push} apart.
+func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
+	path := r.PathValue("name")
+	if name, ok := strings.CutSuffix(path, "/tag"); ok {
+		q := r.URL.Query()
+		if err := s.engine.ImageTag(name, q.Get("repo"), q.Get("tag")); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusCreated)
+		return nil
+	}
+	if strings.HasSuffix(path, "/push") {
+		return errdef.Unsupported.Errorf("push is not supported yet; use docker save and load")
+	}
+	return notFound(w, r)
+}
+
+func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
+	removed, err := s.engine.ImageRemove(r.Context(), r.PathValue("name"), boolParam(r, "force"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, removed)
+}
+
+func (s *Server) imagePrune(w http.ResponseWriter, r *http.Request) error {
+	f, err := filtersOf(r)
+	if err != nil {
+		return err
+	}
+	deleted, reclaimed, err := s.engine.ImagePrune(r.Context(), f)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		ImagesDeleted  []image.DeleteResponse
+		SpaceReclaimed int64
+	}{deleted, reclaimed})
+}

@@ -1,0 +1,214 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
+
+	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// The versions of the API we speak. Clients of Docker 1.10 and newer fit.
+const (
+	MaxVersion = "1.56"
+	MinVersion = "1.22"
+)
+
+// A version is the minor number; the major one has always been 1.
+type version int
+
+type versionKey struct{}
+
+func versionOf(r *http.Request) version { return r.Context().Value(versionKey{}).(version) }
+
+func minor(s string) version {
+	n, _ := strconv.Atoi(strings.TrimPrefix(s, "1."))
+	return version(n)
+}
+
+// cutVersion splits "/v1.41/info". A path without version means the newest.
+func cutVersion(path string) (version, string, error) {
+	rest, ok := strings.CutPrefix(path, "/v")
+	if !ok {
+		return minor(MaxVersion), path, nil
+	}
+	text, rest, _ := strings.Cut(rest, "/")
+	major, min, ok := strings.Cut(text, ".")
+	n, err := strconv.Atoi(min)
+	if !ok || err != nil || strings.Trim(major, "0123456789") != "" || major == "" {
+		return minor(MaxVersion), path, nil // as /volumes
+	}
+	switch {
+	case major != "1" || version(n) > minor(MaxVersion):
+		return 0, path, errdef.Invalid.Errorf("client version %s is too new. Maximum supported API version is %s", text, MaxVersion)
+	case version(n) < minor(MinVersion):
+		return 0, path, errdef.Invalid.Errorf("client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", text, MinVersion)
+	}
+	return version(n), "/" + rest, nil
+}
+
+// streamType is the content type of attach and logs: until 1.42 it did not say
+// whether the stream is framed.
+func streamType(v version, tty bool) string {
+	if v >= 42 && !tty {
+		return "application/vnd.docker.multiplexed-stream"
+	}
+	return "application/vnd.docker.raw-stream"
+}
+
+// legacyUsage is GET /system/df before 1.52: flat lists instead of totals.
+type legacyUsage struct {
+	LayersSize  int64
+	Images      []image.Summary
+	Containers  []container.Summary
+	Volumes     []volume.Volume
+	BuildCache  []struct{}
+	BuilderSize *int64 `json:",omitempty"`
+}
+
+func usageFor(v version, u engine.Usage, verbose bool) any {
+	if v < 52 {
+		return legacyUsage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: []struct{}{}}
+	}
+	out := system.DiskUsage{
+		ImageUsage:     &image.DiskUsage{TotalCount: int64(len(u.Images)), TotalSize: u.LayersSize},
+		ContainerUsage: &container.DiskUsage{TotalCount: int64(len(u.Containers))},
+		VolumeUsage:    &volume.DiskUsage{TotalCount: int64(len(u.Volumes))},
+	}
+	for _, img := range u.Images {
+		if img.Containers > 0 {
+			out.ImageUsage.ActiveCount++
+		} else {
+			out.ImageUsage.Reclaimable += img.Size
+		}
+	}
+	for _, c := range u.Containers {
+		out.ContainerUsage.TotalSize += c.SizeRw
+		if c.State == container.StateRunning || c.State == container.StatePaused {
+			out.ContainerUsage.ActiveCount++
+		} else {
+			out.ContainerUsage.Reclaimable += c.SizeRw
+		}
+	}
+	for _, vol := range u.Volumes {
+		out.VolumeUsage.TotalSize += vol.UsageData.Size
+		if vol.UsageData.RefCount > 0 {
+			out.VolumeUsage.ActiveCount++
+		} else {
+			out.VolumeUsage.Reclaimable += vol.UsageData.Size
+		}
+	}
+	if verbose {
+		out.ImageUsage.Items, out.ContainerUsage.Items, out.VolumeUsage.Items = u.Images, u.Containers, u.Volumes
+	}
+	return out
+}
+
+// inspectFor adds what older clients look for in GET /containers/{id}/json:
+// the address of the default bridge at the top of NetworkSettings, until 1.52.
+func inspectFor(v version, c container.InspectResponse) any {
+	if v >= 52 {
+		return c
+	}
+	type settings struct {
+		*container.NetworkSettings
+		Bridge, Gateway, IPAddress, MacAddress, EndpointID       string
+		GlobalIPv6Address, IPv6Gateway, LinkLocalIPv6Address     string
+		IPPrefixLen, GlobalIPv6PrefixLen, LinkLocalIPv6PrefixLen int
+		HairpinMode                                              bool
+		SecondaryIPAddresses, SecondaryIPv6Addresses             []string
+	}
+	s := &settings{NetworkSettings: c.NetworkSettings}
+	if ep := c.NetworkSettings.Networks["bridge"]; ep != nil {
+		s.IPPrefixLen, s.EndpointID, s.MacAddress = ep.IPPrefixLen, ep.EndpointID, ep.MacAddress.String()
+		if ep.IPAddress.IsValid() {
+			s.IPAddress = ep.IPAddress.String()
+		}
+		if ep.Gateway.IsValid() {
+			s.Gateway = ep.Gateway.String()
+		}
+	}
+	return struct {
+		container.InspectResponse
+		NetworkSettings *settings
+	}{c, s}
+}
+
+// imageFor adds what older clients look for in GET /images/{name}/json.
+func imageFor(v version, i image.InspectResponse) any {
+	if v >= 44 {
+		return i
+	}
+	return struct {
+		image.InspectResponse
+		VirtualSize int64 // the same as Size since layers are shared
+	}{i, i.Size}
+}
+
+// listFor adds VirtualSize to GET /images/json until 1.44.
+func listFor(v version, list []image.Summary) any {
+	if v >= 44 {
+		return list
+	}
+	type old struct {
+		image.Summary
+		VirtualSize int64
+	}
+	out := make([]old, len(list))
+	for i, s := range list {
+		out[i] = old{s, s.Size}
+	}
+	return out
+}
+
+// serverVersion completes GET /version with the API's own numbers.
+func serverVersion(v system.VersionResponse) system.VersionResponse {
+	v.APIVersion, v.MinAPIVersion = MaxVersion, MinVersion
+	v.Components = []system.ComponentVersion{{
+		Name: "Engine", Version: v.Version,
+		Details: map[string]string{
+			"ApiVersion": MaxVersion, "MinAPIVersion": MinVersion, "Arch": v.Arch, "Os": v.Os, "GitCommit": v.GitCommit,
+			"GoVersion": v.GoVersion, "KernelVersion": v.KernelVersion, "Experimental": fmt.Sprint(v.Experimental), "BuildTime": v.BuildTime,
+		},
+	}}
+	return v
+}
+
+// engineFilters is f with one more filter, which a version implied.
+func engineFilters(f engine.Filters, key, value string) engine.Filters {
+	out := engine.Filters{key: {value}}
+	for k, v := range f {
+		out[k] = v
+	}
+	return out
+}
+
+// eventFor adds the fields of API 1.21 that containers' and images' events had
+// beside Actor until 1.52.
+func eventFor(v version, m events.Message) any {
+	if v >= 52 {
+		return m
+	}
+	type old struct {
+		Status string `json:"status,omitempty"`
+		ID     string `json:"id,omitempty"`
+		From   string `json:"from,omitempty"`
+		events.Message
+	}
+	o := old{Message: m}
+	switch m.Type {
+	case events.ContainerEventType:
+		o.Status, o.ID, o.From = string(m.Action), m.Actor.ID, m.Actor.Attributes["image"]
+	case events.ImageEventType:
+		o.Status, o.ID = string(m.Action), m.Actor.ID
+	}
+	return o
+}
