@@ -39,6 +39,7 @@ type layerRecord struct {
 	DiffID oci.DiffID  `json:"diffID"`
 	Parent oci.ChainID `json:"parent,omitempty"`
 	Size   int64       `json:"size"`
+	Tar    int64       `json:"tar"`
 	Links  bool        `json:"links,omitempty"` // regular files are hard links into files/
 }
 
