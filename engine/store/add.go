@@ -133,14 +133,14 @@ type recorder struct {
 	a       *adding
 	src     io.Reader
 	content bool  // what is read now is a file's content
-	n       int64 // bytes of content read
+	total   int64 // bytes read
 }
 
 func (r *recorder) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
 	r.a.diff.Write(p[:n])
+	r.total += int64(n)
 	if r.content {
-		r.n += int64(n)
 		return n, err
 	}
 	if terr := r.a.toc.raw(p[:n]); terr != nil {
@@ -264,7 +264,7 @@ func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
 
 // commit moves the unpacked layer to its place and records it.
 func (a *adding) commit() (Layer, error) {
-	l := Layer{DiffID: oci.DiffID(oci.FromHash(a.diff)), Parent: a.parent, Size: a.size}
+	l := Layer{DiffID: oci.DiffID(oci.FromHash(a.diff)), Parent: a.parent, Size: a.size, TarSize: a.in.total}
 	l.ChainID = oci.Chain(l.Parent, l.DiffID)
 	if a.s.known(l.ChainID) {
 		return l, nil
@@ -311,7 +311,7 @@ func (a *adding) record(l Layer) error {
 				return err
 			}
 		}
-		return put(t.layers, string(l.ChainID), layerRecord{V: version, DiffID: l.DiffID, Parent: l.Parent, Size: l.Size, Links: a.s.links})
+		return put(t.layers, string(l.ChainID), layerRecord{V: version, DiffID: l.DiffID, Parent: l.Parent, Size: l.Size, Tar: l.TarSize, Links: a.s.links})
 	})
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(a.s.layerPath(l.ChainID)))
@@ -324,10 +324,40 @@ func (s *Store) Layer(id oci.ChainID) (Layer, error) {
 	var l Layer
 	err := s.view(func(t tables) error {
 		r, err := t.layer(id)
-		l = Layer{DiffID: r.DiffID, ChainID: id, Parent: r.Parent, Size: r.Size}
+		l = Layer{DiffID: r.DiffID, ChainID: id, Parent: r.Parent, Size: r.Size, TarSize: r.Tar}
 		return err
 	})
 	return l, err
+}
+
+// Find gives some layer with the given diff ID, whatever it lies upon: its tar
+// is the same. None is errdef.NotFound.
+func (s *Store) Find(diff oci.DiffID) (Layer, error) {
+	var l Layer
+	err := s.view(func(t tables) error {
+		for key := range keys(t.layers) {
+			r, err := t.layer(oci.ChainID(key))
+			if err == nil && r.DiffID == diff {
+				l = Layer{DiffID: diff, ChainID: oci.ChainID(key), Parent: r.Parent, Size: r.Size, TarSize: r.Tar}
+				return nil
+			}
+		}
+		return errdef.NotFound.Errorf("no layer with diff ID %s", diff)
+	})
+	return l, err
+}
+
+// Restack makes the layer with the given diff ID on top of parent out of one
+// that lies upon another. It writes directories and inodes but no content.
+func (s *Store) Restack(ctx context.Context, parent oci.ChainID, diff oci.DiffID) (Layer, error) {
+	if l, err := s.Layer(oci.Chain(parent, diff)); err == nil {
+		return l, nil
+	}
+	from, err := s.Find(diff)
+	if err != nil {
+		return Layer{}, err
+	}
+	return s.addPacked(ctx, parent, func(w io.Writer) error { return s.LayerTar(ctx, from.ChainID, w) })
 }
 
 // sparse reports whether an entry's bytes in the tar are not its content.

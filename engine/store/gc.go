@@ -144,14 +144,11 @@ func (s *Store) removeLayerDir(id oci.ChainID) (int64, error) {
 		err = os.Rename(s.layerPath(id), tmp+"/layer")
 	}
 	s.mu.Unlock()
-	if err != nil {
-		return 0, err
+	if err != nil || again {
+		return 0, errors.Join(err, os.Remove(tmp))
 	}
-	freed, err := diskUse(tmp, nil)
-	if err != nil {
-		return 0, err
-	}
-	return freed, os.RemoveAll(tmp)
+	freed, err := diskUse(tmp+"/layer", nil)
+	return freed, errors.Join(err, os.RemoveAll(tmp))
 }
 
 // liveObjects reads all tocs.

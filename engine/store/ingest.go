@@ -2,12 +2,14 @@ package store
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,8 +20,8 @@ const (
 	// it is new.
 	chunk = 256 << 10
 
-	// bigFile is the size from which content is worth finding by size; see
-	// candidates.
+	// bigFile is the size from which content is worth finding by size, see
+	// twin.
 	bigFile = chunk
 
 	// writeback is how much of a big file may wait in memory before the
@@ -60,7 +62,8 @@ func (a *adding) ingestBig(ctx context.Context, c *content, r io.Reader) (ingest
 	}
 	in := ingested{file: f}
 	h := sha256.New()
-	w := &bigWriter{f: f}
+	w := &bigWriter{f: f, twin: a.twin(c.size)}
+	defer w.forgetTwin()
 	for p := a.buf; ; {
 		h.Write(p)
 		if err := w.write(p); err != nil {
@@ -95,9 +98,22 @@ type bigWriter struct {
 	f       *os.File
 	n       int64
 	started int64 // up to here the kernel was told to write
+
+	// twin has had the same bytes so far, so none have been written.
+	twin *os.File
+	cmp  []byte
 }
 
 func (w *bigWriter) write(p []byte) error {
+	if w.twin != nil {
+		if w.sameAsTwin(p) {
+			w.n += int64(len(p))
+			return nil
+		}
+		if err := w.part(); err != nil {
+			return err
+		}
+	}
 	if !allZero(p) { // a hole needs no disk
 		if _, err := w.f.WriteAt(p, w.n); err != nil {
 			return err
@@ -122,7 +138,77 @@ func (w *bigWriter) start() {
 	w.started = w.n
 }
 
-func (w *bigWriter) finish() error { return w.f.Truncate(w.n) }
+// finish sets the size, for a hole may be at the end. What is all in a twin
+// stays unwritten: the twin is the object that it would become.
+func (w *bigWriter) finish() error {
+	if w.twin != nil {
+		return nil
+	}
+	return w.f.Truncate(w.n)
+}
+
+func (w *bigWriter) sameAsTwin(p []byte) bool {
+	if w.cmp == nil {
+		w.cmp = make([]byte, chunk)
+	}
+	n, _ := w.twin.ReadAt(w.cmp[:len(p)], w.n)
+	return bytes.Equal(w.cmp[:n], p)
+}
+
+// part takes over what was the same from the twin and goes on without it.
+func (w *bigWriter) part() error {
+	_, err := io.Copy(w.f, io.NewSectionReader(w.twin, 0, w.n))
+	w.forgetTwin()
+	return err
+}
+
+func (w *bigWriter) forgetTwin() {
+	if w.twin != nil {
+		w.twin.Close()
+		w.twin = nil
+	}
+}
+
+// twin opens an object of the given size, if there is one: most likely it is
+// the same file in an earlier version of the image, and a file that is read
+// and compared need not be written. Of several of one size we take the first.
+func (a *adding) twin(size int64) *os.File {
+	name := a.s.ofSize(size)
+	if name == "" || a.s.links {
+		return nil
+	}
+	f, err := os.Open(a.s.objectFile(name))
+	if err != nil {
+		return nil
+	}
+	var d sum
+	if _, err := unix.Fgetxattr(int(f.Fd()), digestAttr, d[:]); err != nil || d.name() != name {
+		f.Close()
+		return nil
+	}
+	// Pinned, it is still there when we have read to the end.
+	if _, isNew, err := a.find(name, d); err != nil || isNew {
+		a.s.unpin(map[string]bool{name: true})
+		delete(a.objects, name)
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+func (s *Store) ofSize(size int64) string {
+	var name string
+	s.view(func(t tables) error {
+		prefix := string(sizeKey(size, ""))
+		k, _ := t.sizes.Cursor().Seek([]byte(prefix))
+		name, _ = strings.CutPrefix(string(k), prefix)
+		if len(name) != nameLen {
+			name = ""
+		}
+		return nil
+	})
+	return name
+}
 
 func allZero(p []byte) bool {
 	for _, b := range p {

@@ -19,7 +19,7 @@ import (
 //	images   image ID -> imageRecord
 //	configs  image ID -> the configuration's bytes
 //	names    repository:tag or repository@digest -> image ID
-//	sizes    size and object name of large content, see candidates
+//	sizes    size/object of big content, see adding.twin
 //	aside    bucket/key -> a record that could not be used
 var (
 	rootBucket    = []byte("store")
@@ -39,6 +39,7 @@ type layerRecord struct {
 	DiffID oci.DiffID  `json:"diffID"`
 	Parent oci.ChainID `json:"parent,omitempty"`
 	Size   int64       `json:"size"`
+	Tar    int64       `json:"tar"`
 	Links  bool        `json:"links,omitempty"` // regular files are hard links into files/
 }
 

@@ -55,6 +55,7 @@ type Layer struct {
 	ChainID oci.ChainID
 	Parent  oci.ChainID // "" for a bottom layer
 	Size    int64       // bytes of its files' content
+	TarSize int64       // bytes that LayerTar writes
 }
 
 // An Image is a configuration whose layers are all present.

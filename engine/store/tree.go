@@ -325,7 +325,7 @@ func (t *tree) whiteout(rel, base string) error {
 		if err != nil {
 			return err
 		}
-		return setOpaque(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+		return setOpaque(fmt.Sprintf("/proc/self/fd/%d/.", dir.Fd()))
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if strings.HasPrefix(base, whiteoutMeta) {

@@ -1,0 +1,400 @@
+package archive
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+const (
+	maxDocument  = 8 << 20  // bytes of one JSON file
+	maxDocuments = 64 << 20 // bytes of all
+)
+
+// Load adds the images of an archive to the store. progress may be nil.
+func Load(ctx context.Context, s *store.Store, r io.Reader, progress func(Progress)) error {
+	if progress == nil {
+		progress = func(Progress) {}
+	}
+	release, err := s.Lease("")
+	if err != nil {
+		return err
+	}
+	defer release()
+	l := &loading{ctx: ctx, s: s, progress: progress,
+		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{}}
+	if err := l.read(r); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	images, err := l.plan()
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	for _, img := range images {
+		if err := l.finish(img); err != nil {
+			return fmt.Errorf("load: %w", err)
+		}
+	}
+	return nil
+}
+
+// A loading is what has been seen of an archive. Names are clean paths.
+type loading struct {
+	ctx      context.Context
+	s        *store.Store
+	progress func(Progress)
+
+	docs   map[string][]byte     // JSON files
+	layers map[string]oci.DiffID // tars, by now in the store
+	links  map[string]string     // old archives have links to layers they repeat
+	size   int                   // of docs
+}
+
+// An image is what an archive says of one.
+type image struct {
+	config string   // the name of its configuration
+	layers []string // the names of its layers, bottom first
+	tags   []string
+}
+
+func (l *loading) read(r io.Reader) error {
+	plain, err := Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	tr := tar.NewReader(plain)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // names only name here
+			return errdef.Invalid.Errorf("archive: %w", err)
+		}
+		if err := l.entry(h, tr); err != nil {
+			return fmt.Errorf("archive entry %s: %w", h.Name, err)
+		}
+	}
+}
+
+func (l *loading) entry(h *tar.Header, r io.Reader) error {
+	name := path.Clean(h.Name)
+	switch h.Typeflag {
+	case tar.TypeSymlink:
+		l.links[name] = path.Join(path.Dir(name), h.Linkname)
+	case tar.TypeLink:
+		l.links[name] = path.Clean(h.Linkname)
+	case tar.TypeReg:
+		return l.file(name, h.Size, r)
+	}
+	return nil
+}
+
+// file takes what looks like a layer as one, and what looks like JSON as that.
+// Nothing else matters.
+func (l *loading) file(name string, size int64, r io.Reader) error {
+	if diff, ok := named(name); ok {
+		if _, err := l.s.Find(diff); err == nil {
+			l.layers[name] = diff
+			return nil
+		}
+	}
+	counted := &counter{r: r, total: size, id: shortName(name), progress: l.progress}
+	plain, err := Decompress(counted)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	b := bufio.NewReaderSize(plain, 4096)
+	head, err := b.Peek(512)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	switch {
+	case isTar(head):
+		layer, err := l.s.AddLayer(l.ctx, l.parentOf(name), b)
+		l.layers[name] = layer.DiffID
+		return err
+	case len(head) > 0 && strings.IndexByte("{[ \t\r\n", head[0]) >= 0:
+		return l.document(name, b)
+	}
+	return nil
+}
+
+// named is the diff ID in the name of an uncompressed blob.
+func named(name string) (oci.DiffID, bool) {
+	hex, ok := strings.CutPrefix(name, "blobs/sha256/")
+	return oci.DiffID(oci.Prefix + hex), ok && oci.IsHex(hex)
+}
+
+func shortName(name string) string {
+	id := path.Base(name)
+	if id == "layer.tar" {
+		id = path.Base(path.Dir(name))
+	}
+	return id[:min(12, len(id))]
+}
+
+func (l *loading) document(name string, r io.Reader) error {
+	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	if err != nil {
+		return err
+	}
+	if l.size += len(b); len(b) > maxDocument || l.size > maxDocuments {
+		return errdef.Invalid.Errorf("JSON of more than %d bytes, or %d in all", maxDocument, maxDocuments)
+	}
+	l.docs[name] = b
+	return nil
+}
+
+// parentOf is what a layer lies upon, if the archive has told already.
+// Otherwise the layer is stored as a bottom layer for now.
+func (l *loading) parentOf(name string) oci.ChainID {
+	images, err := l.plan()
+	if err != nil {
+		return ""
+	}
+	for _, img := range images {
+		_, diffs, err := l.config(img)
+		if err != nil || len(diffs) != len(img.layers) {
+			continue
+		}
+		for i, layer := range img.layers {
+			parent := oci.ChainOf(diffs[:i])
+			if layer != name {
+				continue
+			}
+			if _, err := l.s.Layer(parent); err == nil {
+				return parent
+			}
+		}
+	}
+	return ""
+}
+
+// plan reads which images there are.
+func (l *loading) plan() ([]image, error) {
+	if b, ok := l.docs["manifest.json"]; ok {
+		return dockerImages(b)
+	}
+	if b, ok := l.docs["index.json"]; ok {
+		return l.layoutImages(b)
+	}
+	return nil, errdef.Invalid.Errorf("the archive has neither manifest.json nor index.json: it is not an image archive; a root file system is for import")
+}
+
+// dockerImages reads manifest.json.
+func dockerImages(b []byte) ([]image, error) {
+	var items []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(b, &items); err != nil {
+		return nil, errdef.Invalid.Errorf("manifest.json: %w", err)
+	}
+	var images []image
+	for _, it := range items {
+		img := image{config: path.Clean(it.Config), tags: it.RepoTags}
+		for _, layer := range it.Layers {
+			img.layers = append(img.layers, path.Clean(layer))
+		}
+		images = append(images, img)
+	}
+	return images, nil
+}
+
+// layoutImages reads the index.json of an OCI layout.
+func (l *loading) layoutImages(b []byte) ([]image, error) {
+	var index v1.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		return nil, errdef.Invalid.Errorf("index.json: %w", err)
+	}
+	var images []image
+	for _, d := range index.Manifests {
+		img, err := l.described(d, 0)
+		if err != nil {
+			return nil, err
+		}
+		if img != nil {
+			img.tags = names(d)
+			images = append(images, *img)
+		}
+	}
+	return images, nil
+}
+
+// described finds the image behind a descriptor: a manifest, or an index of
+// which our platform's is taken. Nil stands for what is not an image.
+func (l *loading) described(d v1.Descriptor, depth int) (*image, error) {
+	if depth > 4 {
+		return nil, errdef.Invalid.Errorf("index.json: indexes in indexes in indexes")
+	}
+	b, ok := l.docs[blob(d)]
+	if !ok {
+		return nil, errdef.Invalid.Errorf("%s is missing", blob(d))
+	}
+	var m struct {
+		v1.Index
+		Config v1.Descriptor
+		Layers []v1.Descriptor
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, errdef.Invalid.Errorf("%s: %w", blob(d), err)
+	}
+	if len(m.Manifests) > 0 {
+		inner, ok := ours(m.Manifests)
+		if !ok {
+			return nil, nil
+		}
+		return l.described(inner, depth+1)
+	}
+	if m.Config.Digest == "" {
+		return nil, nil
+	}
+	img := &image{config: blob(m.Config)}
+	for _, layer := range m.Layers {
+		img.layers = append(img.layers, blob(layer))
+	}
+	return img, nil
+}
+
+func blob(d v1.Descriptor) string {
+	return "blobs/" + strings.Replace(string(d.Digest), ":", "/", 1)
+}
+
+// ours picks the manifest for this host, else the first.
+func ours(all []v1.Descriptor) (v1.Descriptor, bool) {
+	for _, d := range all {
+		if p := d.Platform; p != nil && p.OS == oci.Host().OS && p.Architecture == oci.Host().Architecture {
+			return d, true
+		}
+	}
+	if len(all) == 0 {
+		return v1.Descriptor{}, false
+	}
+	return all[0], true
+}
+
+// names are those that containerd or Docker give in annotations. A bare tag,
+// which some tools write, names nothing.
+func names(d v1.Descriptor) []string {
+	if n := d.Annotations["io.containerd.image.name"]; n != "" {
+		return []string{n}
+	}
+	if n := d.Annotations[v1.AnnotationRefName]; strings.ContainsAny(n, "/:") {
+		return []string{n}
+	}
+	return nil
+}
+
+// config reads an image's configuration and the diff IDs in it.
+func (l *loading) config(img image) ([]byte, []oci.DiffID, error) {
+	b, ok := l.docs[img.config]
+	if !ok {
+		return nil, nil, errdef.Invalid.Errorf("configuration %s is missing", img.config)
+	}
+	var c v1.Image
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, nil, errdef.Invalid.Errorf("configuration %s: %w", img.config, err)
+	}
+	var diffs []oci.DiffID
+	for _, d := range c.RootFS.DiffIDs {
+		diffs = append(diffs, oci.DiffID(d))
+	}
+	return b, diffs, nil
+}
+
+// finish stacks an image's layers and records it.
+func (l *loading) finish(img image) error {
+	config, diffs, err := l.config(img)
+	if err != nil {
+		return err
+	}
+	if len(diffs) != len(img.layers) {
+		return errdef.Invalid.Errorf("configuration %s has %d layers, the manifest %d", img.config, len(diffs), len(img.layers))
+	}
+	var chain oci.ChainID
+	for i, name := range img.layers {
+		if err := l.holds(name, diffs[i]); err != nil {
+			return err
+		}
+		layer, err := l.s.Restack(l.ctx, chain, diffs[i])
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", name, err)
+		}
+		chain = layer.ChainID
+	}
+	id, err := l.s.PutImage(l.ctx, config, "")
+	if err != nil {
+		return err
+	}
+	return l.name(id, img.tags)
+}
+
+// holds checks that a layer of the archive is what the configuration says. An
+// archive may leave out layers that the store has.
+func (l *loading) holds(name string, want oci.DiffID) error {
+	for range 2 {
+		if to, ok := l.links[name]; ok {
+			name = to
+		}
+	}
+	got, ok := l.layers[name]
+	if ok && got != want {
+		return errdef.Invalid.Errorf("layer %s has diff ID %s, the configuration says %s", name, got, want)
+	}
+	if _, err := l.s.Find(want); err != nil {
+		return errdef.Invalid.Errorf("layer %s is missing in the archive", name)
+	}
+	return nil
+}
+
+func (l *loading) name(id oci.ImageID, tags []string) error {
+	if len(tags) == 0 {
+		l.progress(Progress{Loaded: string(id), ImageID: id})
+	}
+	for _, tag := range tags {
+		ref, err := oci.ParseReference(tag)
+		if err != nil {
+			return errdef.Invalid.Errorf("name %q: %w", tag, err)
+		}
+		if err := l.s.Tag(id, ref); err != nil {
+			return err
+		}
+		l.progress(Progress{Loaded: ref.Familiar(), ImageID: id})
+	}
+	return nil
+}
+
+// A counter reports how much of a layer has been read, now and then.
+type counter struct {
+	r        io.Reader
+	n, told  int64
+	total    int64
+	id       string
+	progress func(Progress)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	if c.total >= 64<<10 && (c.n-c.told >= 512<<10 || c.n == c.total && c.told < c.n) {
+		c.told = c.n
+		c.progress(Progress{ID: c.id, Current: c.n, Total: c.total})
+	}
+	return n, err
+}
