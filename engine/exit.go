@@ -162,15 +162,9 @@ func (e *Engine) onOOM(id string) {
 	e.publish(events.ActionOOM, &r, nil)
 }
 
-// WaitResult is what a wait was for.
-type WaitResult struct {
-	Code int
-	Err  string // why the container could not run
-}
-
 // ContainerWait registers a wait before it returns, so that a start that
 // follows cannot be missed, and returns a function that waits.
-func (e *Engine) ContainerWait(name string, cond container.WaitCondition) (func(context.Context) (WaitResult, error), error) {
+func (e *Engine) ContainerWait(name string, cond container.WaitCondition) (func(context.Context) (exitCode int, err error), error) {
 	c, err := e.find(name)
 	if err != nil {
 		return nil, err
@@ -178,7 +172,7 @@ func (e *Engine) ContainerWait(name string, cond container.WaitCondition) (func(
 	c.mu.Lock()
 	from := c.exits
 	c.mu.Unlock()
-	return func(ctx context.Context) (WaitResult, error) {
+	return func(ctx context.Context) (int, error) {
 		for {
 			c.mu.Lock()
 			r, exits, removed, changed := c.record, c.exits, c.removed, c.changed
@@ -193,12 +187,12 @@ func (e *Engine) ContainerWait(name string, cond container.WaitCondition) (func(
 				met = !r.Running || removed
 			}
 			if met {
-				return WaitResult{r.ExitCode, r.Error}, nil
+				return r.ExitCode, nil
 			}
 			select {
 			case <-changed:
 			case <-ctx.Done():
-				return WaitResult{}, ctx.Err()
+				return 0, ctx.Err()
 			}
 		}
 	}, nil

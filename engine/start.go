@@ -150,7 +150,6 @@ func (e *Engine) startFailed(c *Container, err error) {
 	r := e.change(c, func(r *record) {
 		r.Running, r.Restarting, r.Pid, r.ExitCode, r.Error = false, false, 0, code, err.Error()
 		r.FinishedAt = time.Now().UTC()
-		c.exits++
 	})
 	e.dropPending(c)
 	if r.Host.AutoRemove {

@@ -158,15 +158,11 @@ func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		return err
 	}
-	result, err := wait(r.Context())
+	code, err := wait(r.Context())
 	if err != nil {
 		return nil // the client left
 	}
-	out := container.WaitResponse{StatusCode: int64(result.Code)}
-	if result.Err != "" {
-		out.Error = &container.WaitExitError{Message: result.Err}
-	}
-	return json.NewEncoder(w).Encode(out)
+	return json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: int64(code)})
 }
 
 func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {

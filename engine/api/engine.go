@@ -40,7 +40,7 @@ type containers interface {
 	ContainerRename(ctx context.Context, name, newName string) error
 	ContainerRemove(ctx context.Context, name string, o engine.RemoveOptions) error
 	ContainerUpdate(ctx context.Context, name string, u container.UpdateConfig) (container.UpdateResponse, error)
-	ContainerWait(name string, c container.WaitCondition) (func(context.Context) (engine.WaitResult, error), error)
+	ContainerWait(name string, c container.WaitCondition) (func(context.Context) (exitCode int, err error), error)
 	ContainerResize(ctx context.Context, name string, height, width uint16) error
 	ContainerInspect(name string, size bool) (container.InspectResponse, error)
 	ContainerList(ctx context.Context, o engine.ListOptions) ([]container.Summary, error)
