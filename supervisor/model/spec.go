@@ -163,10 +163,14 @@ func fingerprint(parts ...any) Fingerprint {
 	return Fingerprint(strings.Join(out, " "))
 }
 
-// prune takes out what is zero, and is nil if nothing is left.
+// prune takes out what is zero, and is nil if nothing is left. An object that
+// was empty from the start is the member of a set, such as a port.
 func prune(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
+		if len(v) == 0 {
+			return v
+		}
 		for k, x := range v {
 			if v[k] = prune(x); v[k] == nil {
 				delete(v, k)
@@ -176,9 +180,9 @@ func prune(v any) any {
 			return nil
 		}
 	case []any:
-		for i := range v {
-			if m, ok := v[i].(map[string]any); ok && prune(m) == nil {
-				v[i] = map[string]any{}
+		for i, x := range v {
+			if v[i] = prune(x); v[i] == nil {
+				v[i] = x // its place counts
 			}
 		}
 		if len(v) == 0 || !slices.ContainsFunc(v, func(x any) bool { return x != 0.0 }) {
