@@ -124,7 +124,7 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	}
 	if len(steps) == 0 && o == nil {
 		s.converged(want)
-		return never, nil
+		return never, nil // a newer target has poked the loop
 	}
 	ready, again := s.sift(steps)
 	if len(ready) == 0 {
@@ -224,10 +224,13 @@ func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec
 	return model.Spec{}, plan.Container{}, false
 }
 
-// converged notes that the target is reached.
+// converged notes that the target is reached, unless there is a newer one.
 func (s *Supervisor) converged(want plan.Want) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if want.Generation != s.want.Generation {
+		return
+	}
 	s.applying, s.force, s.problem = false, false, ""
 	for _, app := range want.Apps {
 		s.commits[app.ID] = app.Commit

@@ -55,6 +55,7 @@ func (s *Supervisor) adopt(body []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	want.Generation = s.want.Generation + 1
 	s.target, s.want = target, want
 	s.force = model.Truthy(top.Force)
 	s.problem = ""

@@ -35,6 +35,8 @@ type Want struct {
 	// Stopped are services that a person stopped, "app/service". They are not
 	// started until a person starts them.
 	Stopped map[string]bool
+	// Generation tells a target from its predecessors; it decides nothing.
+	Generation int
 }
 
 // ServiceKey is how Want.Stopped names a service.
