@@ -1,0 +1,409 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/apply"
+	"github.com/minke-os/minke/supervisor/model"
+	"github.com/minke-os/minke/supervisor/observe"
+	"github.com/minke-os/minke/supervisor/plan"
+)
+
+const (
+	maxRetry     = 5 * time.Minute
+	maxLockRetry = 10 * time.Second // looking at a lock costs nothing
+	handOverPoll = 200 * time.Millisecond
+	never        = time.Duration(1<<63 - 1)
+)
+
+// A failure is a step that failed and when it may be tried again.
+type failure struct {
+	count int
+	until time.Time
+	err   error
+}
+
+// poke makes the loop look again.
+func (s *Supervisor) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// loop is the state engine: observe, plan, apply, until nothing is left to do;
+// then sleep until something happens.
+func (s *Supervisor) loop(ctx context.Context) {
+	defer s.stopDownloads()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case j := <-s.jobs:
+			j.done <- j.run(ctx)
+		case <-s.wake:
+		case <-timer.C:
+		}
+		timer.Reset(s.settle(ctx))
+	}
+}
+
+// settle runs rounds until there is nothing to do now, and says when to look
+// again even if nothing happens. A waiting job ends it early.
+func (s *Supervisor) settle(ctx context.Context) time.Duration {
+	for ctx.Err() == nil {
+		want, force := s.wanted()
+		again, err := s.round(ctx, want, force, nil)
+		if err != nil {
+			return s.engineTrouble(err)
+		}
+		if again > 0 {
+			return again
+		}
+		select {
+		case j := <-s.jobs:
+			j.done <- j.run(ctx)
+		default:
+		}
+	}
+	return never
+}
+
+const engineRetry = 2 * time.Second
+
+func (s *Supervisor) engineTrouble(err error) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.problem != err.Error() {
+		s.log.Warn("cannot observe the engine", "err", err)
+	}
+	s.problem = err.Error()
+	return engineRetry
+}
+
+// observe reads the engine and tells those who show it.
+func (s *Supervisor) observe(ctx context.Context, want plan.Want) (plan.Current, error) {
+	cur, err := observe.Observe(ctx, s.cfg.Engine, images(want))
+	if err != nil {
+		return cur, err
+	}
+	s.hub.Containers(cur.Containers)
+	if slices.ContainsFunc(cur.Networks, func(n plan.Network) bool { return n.Name == model.SupervisorNetwork && n.Right }) {
+		s.gateway.exists()
+	}
+	return cur, nil
+}
+
+// An only limits a round to one application, for a job.
+type only struct {
+	app         model.AppID
+	keepVolumes bool
+}
+
+// round does all steps that may run now. It returns 0 if there may be more,
+// else when to look again.
+func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *only) (time.Duration, error) {
+	cur, err := s.observe(ctx, want)
+	if err != nil {
+		return 0, err
+	}
+	facts := s.facts(want, cur)
+	if o != nil {
+		facts.KeepVolumes = o.keepVolumes
+	}
+	steps := plan.Next(want, cur, facts)
+	if o != nil {
+		steps = slices.DeleteFunc(steps, func(st plan.Step) bool { return st.App != o.app && st.App != 0 })
+	}
+	if len(steps) == 0 && o == nil {
+		s.converged(want)
+		return never, nil // a newer target has poked the loop
+	}
+	ready, again := s.sift(steps)
+	if len(ready) == 0 {
+		s.waiting(steps)
+		return again, nil
+	}
+	s.do(ctx, apply.Round{Want: want, Cur: cur, Force: force}, ready)
+	return 0, nil
+}
+
+// sift separates what may run now from what waits, and says when the first of
+// those that wait should be looked at again.
+func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again = never
+	now := time.Now()
+	for _, st := range steps {
+		if st.Kind == plan.Wait {
+			if st.Container != "" {
+				again = min(again, handOverPoll)
+			}
+			continue
+		}
+		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) {
+			again = min(again, f.until.Sub(now))
+			continue
+		}
+		ready = append(ready, st)
+	}
+	return ready, max(again, time.Millisecond)
+}
+
+func key(st plan.Step) string {
+	return fmt.Sprintf("%s/%d/%s/%s", st.Kind, st.App, st.Service, st.Object)
+}
+
+func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: true}
+	for ref := range s.fetching {
+		f.Fetching[ref] = true
+	}
+	for id := range s.locked {
+		f.Locked[id] = true
+	}
+	s.handOversLocked(want, cur)
+	for id := range s.handed {
+		f.HandedOver[id] = true
+	}
+	return f
+}
+
+// handOversLocked finds the old containers whose successors have said that
+// they took over, or whose time is up.
+func (s *Supervisor) handOversLocked(want plan.Want, cur plan.Current) {
+	alive := map[string]bool{}
+	for _, old := range cur.Containers {
+		alive[old.ID] = true
+		spec, next, ok := successor(want, cur, old)
+		if !ok || s.handed[old.ID] {
+			continue
+		}
+		done, err := s.locks.HandedOver(old.App, old.Service)
+		if err != nil {
+			s.log.Warn("hand-over", "service", old.Service, "err", err)
+		}
+		if done || time.Since(next.Created) > spec.HandOver {
+			s.handed[old.ID] = true
+		}
+	}
+	for id := range s.handed {
+		if !alive[id] {
+			delete(s.handed, id)
+		}
+	}
+}
+
+// successor finds the container that takes over from old.
+func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec, plan.Container, bool) {
+	if !old.Old() {
+		return model.Spec{}, plan.Container{}, false
+	}
+	for _, app := range want.Apps {
+		for _, spec := range app.Services {
+			if app.ID != old.App || spec.Service != old.Service {
+				continue
+			}
+			for _, c := range cur.Containers {
+				if c.App == old.App && c.Service == old.Service && !c.Old() {
+					return spec, c, true
+				}
+			}
+		}
+	}
+	return model.Spec{}, plan.Container{}, false
+}
+
+// converged notes that the target is reached, unless there is a newer one.
+func (s *Supervisor) converged(want plan.Want) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if want.Generation != s.want.Generation {
+		return
+	}
+	s.applying, s.force, s.problem = false, false, ""
+	for _, app := range want.Apps {
+		s.commits[app.ID] = app.Commit
+	}
+}
+
+// waiting notes why nothing can be done now.
+func (s *Supervisor) waiting(steps []plan.Step) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.applying = true
+	s.problem = ""
+	for _, st := range steps {
+		if f, ok := s.failures[key(st)]; ok {
+			s.problem = f.err.Error()
+			return
+		}
+	}
+	for _, st := range steps {
+		if st.Kind == plan.Wait && st.Service != "" {
+			s.problem = st.Service + ": " + st.Why
+			return
+		}
+	}
+}
+
+// do runs steps at the same time and waits for all of them. Downloads only
+// start here.
+func (s *Supervisor) do(ctx context.Context, r apply.Round, steps []plan.Step) {
+	s.mu.Lock()
+	s.applying = true
+	s.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, st := range steps {
+		if st.Kind == plan.Fetch {
+			s.download(ctx, st)
+			continue
+		}
+		wg.Go(func() { s.step(ctx, r, st) })
+	}
+	wg.Wait()
+}
+
+func (s *Supervisor) step(ctx context.Context, r apply.Round, st plan.Step) {
+	before, after := messages(st, r)
+	s.log.Info(st.String())
+	if before != "" {
+		s.hub.System(before)
+	}
+	s.setDoing(st, true)
+	err := s.perform(ctx, r, st)
+	s.setDoing(st, false)
+	s.outcome(ctx, st, err)
+	if err == nil && after != "" {
+		s.hub.System(after)
+	}
+}
+
+func (s *Supervisor) perform(ctx context.Context, r apply.Round, st plan.Step) error {
+	switch st.Kind {
+	case plan.TakeLock:
+		return s.takeLock(r.Want, st.App, r.Force)
+	case plan.ReleaseLock:
+		return s.releaseLock(st.App)
+	}
+	return s.applier.Do(ctx, r, st)
+}
+
+// outcome remembers a failure, so that the step is tried again later and
+// people can see why.
+func (s *Supervisor) outcome(ctx context.Context, st plan.Step, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || ctx.Err() != nil {
+		delete(s.failures, key(st))
+		return
+	}
+	limit := maxRetry
+	if errdef.Is(err, errdef.Busy) {
+		limit = maxLockRetry
+	}
+	f := s.failures[key(st)]
+	delay := min(time.Second/2<<min(f.count, 12), limit)
+	first := f.err == nil || f.err.Error() != err.Error()
+	s.failures[key(st)] = failure{f.count + 1, time.Now().Add(delay), err}
+	s.problem = err.Error()
+	if !first { // said once is enough
+		return
+	}
+	s.log.Warn("step failed", "step", st.String(), "err", err, "retry", delay)
+	if errdef.Is(err, errdef.Busy) {
+		s.hub.System(fmt.Sprintf("Updates are locked, retrying in %v. Reason: %v", delay, err))
+		return
+	}
+	s.hub.System(fmt.Sprintf("Failed to %s, retrying in %v: %v", st.Kind, delay, err))
+}
+
+func (s *Supervisor) takeLock(want plan.Want, id model.AppID, force bool) error {
+	var services []string
+	for _, app := range want.Apps {
+		for _, svc := range app.Services {
+			if app.ID == id {
+				services = append(services, svc.Service)
+			}
+		}
+	}
+	if err := s.locks.Take(id, services, force || s.overrideLock()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.locked[id] = true
+	return nil
+}
+
+func (s *Supervisor) releaseLock(id model.AppID) error {
+	s.mu.Lock()
+	delete(s.locked, id)
+	s.mu.Unlock()
+	return s.locks.Release(id)
+}
+
+// setDoing keeps what the status shows while a step runs.
+func (s *Supervisor) setDoing(st plan.Step, on bool) {
+	words := map[plan.Kind]string{
+		plan.Kill: "Stopping", plan.Stop: "Stopping", plan.Create: "Installing", plan.Start: "Starting",
+	}
+	word := words[st.Kind]
+	if word == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := serviceKey(st.App, st.Service)
+	if on {
+		s.doing[k] = word
+	} else {
+		delete(s.doing, k)
+	}
+}
+
+// messages are the log lines before and after a step, in the words that
+// dashboards know.
+func messages(st plan.Step, r apply.Round) (before, after string) {
+	image := ""
+	for _, app := range r.Want.Apps {
+		for _, svc := range app.Services {
+			if app.ID == st.App && svc.Service == st.Service {
+				image = " " + svc.Image
+			}
+		}
+	}
+	service := fmt.Sprintf(" '%s%s'", st.Service, image)
+	object := fmt.Sprintf(" '%s'", st.Object)
+	switch st.Kind {
+	case plan.Kill, plan.Stop:
+		return "Killing service" + service, "Killed service" + service
+	case plan.Create:
+		return "Installing service" + service, "Installed service" + service
+	case plan.Start:
+		return "Starting service" + service, "Started service" + service
+	case plan.CreateNetwork:
+		return "Creating network" + object, ""
+	case plan.RemoveNetwork:
+		return "Removing network" + object, ""
+	case plan.CreateVolume:
+		return "Creating volume" + object, ""
+	case plan.RemoveVolume:
+		return "Removing volume" + object, ""
+	case plan.TakeLock:
+		return "Taking update locks", ""
+	case plan.ReleaseLock:
+		return "Releasing update locks", ""
+	}
+	return "", ""
+}
