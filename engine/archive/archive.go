@@ -71,9 +71,9 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 // --ultra --long" asks for more; what image tools write does not.
 const maxWindow = 128 << 20
 
-// isTar reports whether the block is the beginning of a tar: a header whose
+// IsTar reports whether the block is the beginning of a tar: a header whose
 // checksum is right, or the zeros of an empty one.
-func isTar(block []byte) bool {
+func IsTar(block []byte) bool {
 	if len(block) < 512 {
 		return false
 	}

@@ -124,7 +124,7 @@ func (l *loading) file(name string, size int64, r io.Reader) error {
 		return err
 	}
 	switch {
-	case isTar(head):
+	case IsTar(head):
 		layer, err := l.s.AddLayer(l.ctx, l.parentOf(name), b)
 		l.layers[name] = layer.DiffID
 		return err

@@ -357,7 +357,7 @@ func (s *Store) Restack(ctx context.Context, parent oci.ChainID, diff oci.DiffID
 	if err != nil {
 		return Layer{}, err
 	}
-	return s.addPacked(ctx, parent, func(w io.Writer) error { return s.LayerTar(ctx, from.ChainID, w) })
+	return s.AddPacked(ctx, parent, func(w io.Writer) error { return s.LayerTar(ctx, from.ChainID, w) })
 }
 
 // sparse reports whether an entry's bytes in the tar are not its content.

@@ -33,8 +33,7 @@ func (s *Store) Mount(top oci.ChainID) (overlay.Mount, error) {
 	if m.Data != nil && s.links {
 		return overlay.Mount{}, errdef.Unavailable.Errorf("layer %s was stored by a newer kernel, and this one cannot read it: pull the image again or start Linux 6.5 or newer", top)
 	}
-	if len(m.Lower) < 2 { // without an upper directory the kernel wants two
-		m.Lower = append(m.Lower, s.path("empty"))
-	}
+	// Without an upper directory the kernel wants two.
+	m.Lower = append(m.Lower, s.empty()[:max(0, 2-len(m.Lower))]...)
 	return m, nil
 }

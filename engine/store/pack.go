@@ -35,11 +35,12 @@ func (s *Store) Commit(ctx context.Context, parent oci.ChainID, upper string, m 
 	// Without an index the upper directory's hard links are real ones; with
 	// hard-linked layers below, those of other files are not.
 	p := packer{root: c.view, linksLie: s.links, upper: upper}
-	return s.addPacked(ctx, parent, func(w io.Writer) error { return p.changes(ctx, w, changes) })
+	return s.AddPacked(ctx, parent, func(w io.Writer) error { return p.changes(ctx, w, changes) })
 }
 
-// addPacked adds the layer that pack writes.
-func (s *Store) addPacked(ctx context.Context, parent oci.ChainID, pack func(io.Writer) error) (Layer, error) {
+// AddPacked adds the layer that pack writes as a tar. Pack is done when it
+// returns.
+func (s *Store) AddPacked(ctx context.Context, parent oci.ChainID, pack func(io.Writer) error) (Layer, error) {
 	r, w := io.Pipe()
 	packed := make(chan struct{})
 	go func() {
@@ -212,4 +213,10 @@ func (p *packer) header(rel string) (*tar.Header, *syscall.Stat_t, error) {
 		h.PAXRecords[paxXattr+name] = value
 	}
 	return h, st, nil
+}
+
+// TempFile gives a file without a name on the store's disk, for what must be
+// whole before it can go on. It is gone when closed.
+func (s *Store) TempFile() (*os.File, error) {
+	return os.OpenFile(s.path("staging"), os.O_RDWR|unix.O_TMPFILE, 0o600)
 }

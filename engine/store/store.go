@@ -13,7 +13,7 @@
 //	layers/<chain hex>/diff     directories, links, special files, metadata inodes
 //	layers/<chain hex>/toc      how to write the tar again, compressed
 //	staging/                    work in progress; empty after Open
-//	empty/                      a layer with nothing in it, always
+//	empty/                      two layers with nothing in them, always
 //
 // The records (layers, images, names) are in one bbolt database that the
 // caller opens and shares; ours is the bucket "store". A layer is synced to
@@ -132,14 +132,15 @@ func (s *Store) prepare() error {
 			return err
 		}
 	}
+	for _, d := range s.empty() { // what an image without layers shows as its root
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
 	for i := range len(alphabet) {
 		if err := os.MkdirAll(s.path("files", alphabet[i:i+1]), 0o711); err != nil {
 			return err
 		}
-	}
-	// The view of an image without a root entry shows the mode of this one.
-	if err := os.Chmod(s.path("empty"), 0o755); err != nil {
-		return err
 	}
 	if err := durable.SyncDir(s.path("files")); err != nil {
 		return err
@@ -154,6 +155,9 @@ func (s *Store) prepare() error {
 	s.dir, err = os.Open(s.root)
 	return err
 }
+
+// empty are directories that fill a stack up to the two that the kernel wants.
+func (s *Store) empty() []string { return []string{s.path("empty", "1"), s.path("empty", "2")} }
 
 func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)

@@ -1,0 +1,255 @@
+// Package build makes images from Dockerfiles, one instruction at a time, as
+// Docker's classic builder does: every instruction yields an image, whose
+// parent is that of the instruction before. These images are the cache, so it
+// survives restarts, and an instruction is skipped when a child of the current
+// image has the same history line and configuration. The history line of COPY
+// and ADD has a digest of the copied files, without their times.
+//
+// The build context goes into the store as a layer: the store unpacks foreign
+// tars safely already, and what is copied from it later is there and is not
+// written again. COPY and ADD make a layer from a tar stream, without a
+// container. RUN is the only instruction that needs one; the engine runs it,
+// see Runner.
+//
+// Text on Output is exactly the classic builder's where programs read it
+// ("Step 1/5 : FROM x", " ---> 7a80323521cc", "Using cache", "Running in",
+// "Successfully built"). Instructions that only change the configuration run
+// nothing and so print no "Running in".
+//
+// A failed or cancelled build leaves the images of the instructions that
+// succeeded, as cache; everything else is garbage that it collects itself, or
+// the next GC after a crash. Builds may run at once.
+package build
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+// Deps are what a build needs from the engine.
+type Deps struct {
+	Store  *store.Store
+	Runner Runner
+	// Pull fetches a base image that is not here, telling progress on out.
+	// Nil makes every base image local.
+	Pull func(ctx context.Context, ref oci.Reference, p oci.Platform, out io.Writer) (oci.ImageID, error)
+}
+
+// A Runner runs the command of a RUN instruction in a container.
+type Runner interface {
+	// Run creates a container, calls spec.Started with its ID, runs the
+	// command to its end and, if the exit code is 0, commits what it changed.
+	// The container is gone when Run returns, whatever happened.
+	Run(ctx context.Context, spec RunSpec) (RunResult, error)
+}
+
+// A RunSpec is one command to run.
+type RunSpec struct {
+	Parent oci.ChainID                     // what the container's root shows
+	Image  oci.ImageID                     // whose parent layer that is, "" for scratch
+	Config dockerspec.DockerOCIImageConfig // environment, user, directory; no command, no entrypoint
+	Cmd    []string                        // complete, with the shell if any
+	Host   HostConfig
+
+	Started        func(containerID string)
+	Stdout, Stderr io.Writer
+}
+
+// A RunResult is how the command ended.
+type RunResult struct {
+	ExitCode int
+	Layer    store.Layer // if ExitCode is 0
+}
+
+// HostConfig is what POST /build says about the containers of RUN.
+type HostConfig struct {
+	NetworkMode  string
+	Memory       int64
+	MemorySwap   int64
+	CPUShares    int64
+	CPUQuota     int64
+	CPUPeriod    int64
+	CPUSetCPUs   string
+	CPUSetMems   string
+	CgroupParent string
+	ShmSize      int64
+	ExtraHosts   []string
+	SecurityOpt  []string
+	Isolation    string
+	Ulimits      string   // JSON, as the API has it
+	Volumes      []string // binds; an extension of balenaEngine
+}
+
+// Options are what POST /build says about the build.
+type Options struct {
+	Dockerfile string // path in the context; "Dockerfile" if empty
+	Tags       []oci.Reference
+	Target     string
+	Args       map[string]*string // nil takes no value and so leaves a default
+	Labels     map[string]string
+	NoCache    bool
+	CacheFrom  []string // images whose history may stand in for instructions
+	Platform   oci.Platform
+	Host       HostConfig
+	Remove     bool // print that intermediate containers are removed
+	Quiet      bool // print nothing but errors
+}
+
+// Output is where a build talks.
+type Output struct {
+	Stdout, Stderr io.Writer
+	// ImageID is called with the image of each stage, if not nil.
+	ImageID func(oci.ImageID)
+}
+
+// An ExitError is a RUN instruction whose command failed.
+type ExitError struct {
+	Command string
+	Code    int
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("The command '%s' returned a non-zero code: %d", e.Command, e.Code)
+}
+
+// Build makes an image from a context: a tar, plain or compressed, or the text
+// of a single Dockerfile.
+func Build(ctx context.Context, d Deps, o Options, contextTar io.Reader, out Output) (oci.ImageID, error) {
+	release, err := d.Store.Lease("")
+	if err != nil {
+		return "", err
+	}
+	defer d.Store.GC(context.WithoutCancel(ctx)) // of the context; what fails here the next GC does
+	defer release()
+
+	b := &builder{Deps: d, o: o, out: out, now: time.Now().UTC()}
+	if o.Quiet {
+		b.out.Stdout = io.Discard
+	}
+	if b.o.Platform == (oci.Platform{}) {
+		b.o.Platform = oci.Host()
+	}
+	defer b.close()
+	if err := b.readContext(ctx, contextTar); err != nil {
+		return "", err
+	}
+	p, err := parsePlan(b.dockerfile)
+	if err != nil {
+		return "", err
+	}
+	if err := p.prepare(o); err != nil {
+		return "", err
+	}
+	id, err := b.build(ctx, p)
+	if err != nil {
+		return "", err
+	}
+	return id, b.finish(id)
+}
+
+// A builder is one build on its way.
+type builder struct {
+	Deps
+	o   Options
+	out Output
+	now time.Time
+
+	dockerfile []byte
+	files      *source // the context
+	args       *args
+	stages     []*stage // done, or the last of them in work
+	sources    map[oci.ChainID]*source
+	step       int
+	steps      int
+}
+
+func (b *builder) close() {
+	if b.files != nil {
+		b.files.close()
+	}
+	for _, s := range b.sources {
+		s.close()
+	}
+}
+
+// build works through the plan's stages up to the target.
+func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
+	b.args, b.steps = newArgs(b.o), p.steps()
+	for i := range p.global {
+		b.announce(p.global[i].String())
+		if err := b.args.global(&p.global[i], p.lex); err != nil {
+			return "", err
+		}
+	}
+	var id oci.ImageID
+	for i := range p.stages {
+		st, err := b.from(ctx, &p.stages[i], p)
+		if err != nil {
+			return "", err
+		}
+		for _, c := range p.stages[i].Commands {
+			if err := ctx.Err(); err != nil {
+				return "", err
+			}
+			b.announce(sourceOf(c))
+			if err := st.do(ctx, c); err != nil {
+				return "", err
+			}
+			b.printf(" ---> %s\n", st.image.Short())
+		}
+		if id = st.image; id == "" {
+			return "", errdef.Invalid.Errorf("No image was generated. Is your Dockerfile empty?")
+		}
+		if b.out.ImageID != nil {
+			b.out.ImageID(id)
+		}
+	}
+	return id, nil
+}
+
+func sourceOf(c instructions.Command) string {
+	if s, ok := c.(fmt.Stringer); ok {
+		return s.String()
+	}
+	return strings.ToUpper(c.Name())
+}
+
+func (b *builder) announce(text string) {
+	b.step++
+	b.printf("Step %d/%d : %s\n", b.step, b.steps, text)
+}
+
+func (b *builder) printf(format string, args ...any) {
+	fmt.Fprintf(b.out.Stdout, format, args...)
+}
+
+// finish names the image and says so.
+func (b *builder) finish(id oci.ImageID) error {
+	if unused := b.args.unused(); len(unused) > 0 {
+		fmt.Fprintf(b.out.Stderr, "[Warning] One or more build-args %v were not consumed\n", unused)
+	}
+	b.printf("Successfully built %s\n", id.Short())
+	for _, ref := range b.o.Tags {
+		if err := b.Store.Tag(id, ref); err != nil {
+			return err
+		}
+		b.printf("Successfully tagged %s\n", ref.Familiar())
+	}
+	return nil
+}
+
+// sorted are a map's keys in order.
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,462 @@
+package build
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/overlay"
+)
+
+// A copying is one COPY or ADD on its way to a layer.
+type copying struct {
+	*stage
+	verb   string
+	flags  string // as the history has them, "--chown=1000 "
+	dest   string // as written
+	target string // in the image, links resolved, without the leading slash
+	isDir  bool   // what is copied goes into target, not in its place
+	view   *source
+	uid    int
+	gid    int
+	mode   int64 // -1 keeps that of the source
+
+	files   []member
+	hashes  []string // of each source: "file:…", "dir:…"
+	created map[string]bool
+}
+
+// A member is one entry of the layer, or an archive whose entries are.
+type member struct {
+	tar.Header // Name is the path in the image
+	open       func() (io.ReadCloser, error)
+	unpack     bool
+}
+
+func (st *stage) copy(ctx context.Context, c *instructions.CopyCommand) error {
+	if c.Parents || len(c.ExcludePatterns) > 0 {
+		return errdef.Unsupported.Errorf("COPY --parents and --exclude require BuildKit, which this engine does not have")
+	}
+	cp, err := st.newCopying("COPY", c.SourcesAndDest, c.Chown, c.Chmod)
+	if err != nil {
+		return err
+	}
+	from := st.files
+	if c.From != "" {
+		if from, err = st.copyFrom(ctx, c.From); err != nil {
+			return err
+		}
+	}
+	for _, pattern := range c.SourcePaths {
+		if err := cp.sources(from, pattern, false); err != nil {
+			return err
+		}
+	}
+	return cp.finish(ctx)
+}
+
+// copyFrom opens the stage or image that --from names.
+func (st *stage) copyFrom(ctx context.Context, name string) (*source, error) {
+	name, err := st.expand(name)
+	if err != nil {
+		return nil, err
+	}
+	done := st.stages[:len(st.stages)-1]
+	if i, ok := stageNumber(name, len(done)); ok {
+		return st.of(done[i].chain)
+	}
+	if earlier := st.earlier(name); earlier != nil && earlier != st {
+		return st.of(earlier.chain)
+	}
+	id, err := st.find(ctx, name, st.o.Platform)
+	if err != nil {
+		return nil, fmt.Errorf("invalid from flag value %s: %w", name, err)
+	}
+	var image stage
+	image.builder = st.builder
+	if err := image.adopt(id); err != nil {
+		return nil, err
+	}
+	return st.of(image.chain)
+}
+
+func (st *stage) newCopying(verb string, what instructions.SourcesAndDest, chown, chmod string) (*copying, error) {
+	view, err := st.of(st.chain)
+	if err != nil {
+		return nil, err
+	}
+	cp := &copying{stage: st, verb: verb, dest: what.DestPath, view: view, mode: -1, created: map[string]bool{}}
+	if chown != "" {
+		cp.flags += "--chown=" + chown + " "
+		if cp.uid, cp.gid, err = owner(view.root, chown); err != nil {
+			return nil, err
+		}
+	}
+	if chmod != "" {
+		cp.flags += "--chmod=" + chmod + " "
+		if cp.mode, err = strconv.ParseInt(chmod, 8, 64); err != nil || cp.mode > 0o7777 {
+			return nil, errdef.Invalid.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777", chmod)
+		}
+	}
+	if err := cp.aim(); err != nil {
+		return nil, err
+	}
+	if err := cp.inline(what.SourceContents); err != nil {
+		return nil, err
+	}
+	return cp, nil
+}
+
+// aim finds out where the destination is.
+func (cp *copying) aim() error {
+	var err error
+	slash := strings.HasSuffix(cp.dest, "/") || cp.dest == "." || strings.HasSuffix(cp.dest, "/.")
+	if cp.target, err = cp.view.resolve(joined(cp.config.Config.WorkingDir, cp.dest)); err != nil {
+		return err
+	}
+	fi, err := cp.view.root.Lstat(dot(cp.target))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		cp.isDir = slash
+	case err != nil:
+		return err
+	case fi.IsDir():
+		cp.isDir = true
+	case slash:
+		return errdef.Invalid.Errorf("cannot copy to non-directory: %s", cp.dest)
+	}
+	return nil
+}
+
+// resolve follows the links in an absolute path within the source, as a
+// process with that root would, and gives it without the leading slash.
+func (s *source) resolve(abs string) (string, error) {
+	base := overlay.Path(s.mount)
+	full, err := securejoin.SecureJoin(base, abs)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(full, base), "/"), nil
+}
+
+func dot(rel string) string {
+	if rel == "" {
+		return "."
+	}
+	return rel
+}
+
+// sources adds what a pattern matches.
+func (cp *copying) sources(from *source, pattern string, unpack bool) error {
+	rel := dot(strings.TrimPrefix(path.Clean("/"+pattern), "/"))
+	if !strings.ContainsAny(rel, `*?[\`) {
+		return cp.source(from, rel, unpack)
+	}
+	matches, err := fs.Glob(from.root.FS(), rel)
+	if err != nil {
+		return errdef.Invalid.Errorf("%s failed: %s: %w", cp.verb, pattern, err)
+	}
+	found := false
+	for _, m := range matches {
+		hidden, err := from.hides(m)
+		if err != nil {
+			return err
+		}
+		if hidden && !from.mayHold() {
+			continue
+		}
+		if err := cp.source(from, m, unpack); err == nil {
+			found = true
+		} else if !hidden {
+			return err
+		}
+	}
+	if !found {
+		return errdef.Invalid.Errorf("%s failed: no source files were specified", cp.verb)
+	}
+	return nil
+}
+
+// mayHold reports whether a hidden directory may have files that are not.
+func (s *source) mayHold() bool { return s.ignore != nil && s.ignore.Exclusions() }
+
+// source adds one file or directory.
+func (cp *copying) source(from *source, rel string, unpack bool) error {
+	hidden, err := from.hides(rel)
+	if err != nil {
+		return err
+	}
+	fi, err := from.root.Stat(rel)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && hidden && !(fi.IsDir() && from.mayHold()) {
+		if from.context {
+			return errdef.Invalid.Errorf("%s failed: file not found in build context or excluded by .dockerignore: stat %s: file does not exist", cp.verb, rel)
+		}
+		return errdef.Invalid.Errorf("%s failed: stat %s: file does not exist", cp.verb, rel)
+	}
+	if err != nil {
+		return errdef.Invalid.Errorf("%s failed: %s: %w", cp.verb, rel, err)
+	}
+	here := len(cp.files)
+	if fi.IsDir() {
+		err = cp.directory(from, rel)
+	} else {
+		err = cp.file(from, rel, fi, unpack)
+	}
+	if err != nil {
+		return fmt.Errorf("%s failed: %w", cp.verb, err)
+	}
+	return cp.hash(fi.IsDir(), cp.files[here:])
+}
+
+func (cp *copying) file(from *source, rel string, fi fs.FileInfo, unpack bool) error {
+	m, err := cp.memberOf(from, rel, cp.place(path.Base(rel)), fi)
+	if err != nil {
+		return err
+	}
+	if unpack {
+		if m.unpack, err = isArchive(m.open); err != nil {
+			return err
+		}
+		if m.unpack {
+			m.Name = cp.target
+		}
+	}
+	cp.files = append(cp.files, m)
+	return nil
+}
+
+// place is where a file goes.
+func (cp *copying) place(base string) string {
+	if cp.isDir {
+		return path.Join(cp.target, base)
+	}
+	return cp.target
+}
+
+// directory adds what is in a directory, in the order of names.
+func (cp *copying) directory(from *source, top string) error {
+	return fs.WalkDir(from.root.FS(), top, func(rel string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		hidden, err := from.hides(rel)
+		if err != nil {
+			return err
+		}
+		if hidden && d.IsDir() && !from.mayHold() {
+			return fs.SkipDir
+		}
+		if hidden || d.Type()&fs.ModeSocket != 0 {
+			return nil
+		}
+		name := path.Join(cp.target, strings.TrimPrefix(strings.TrimPrefix(rel, top), "/"))
+		if top == "." {
+			name = path.Join(cp.target, rel)
+		}
+		if rel == top && (name == "" || cp.exists(name)) {
+			return nil // a directory that is there stays as it is
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		m, err := cp.memberOf(from, rel, name, fi)
+		if err != nil {
+			return err
+		}
+		cp.files = append(cp.files, m)
+		return nil
+	})
+}
+
+func (cp *copying) exists(name string) bool {
+	fi, err := cp.view.root.Lstat(dot(name))
+	return err == nil && fi.IsDir()
+}
+
+// inline adds here-documents.
+func (cp *copying) inline(docs []instructions.SourceContent) error {
+	for _, doc := range docs {
+		text := doc.Data
+		if doc.Expand {
+			lex := *cp.lex
+			lex.RawQuotes, lex.RawEscapes = true, true
+			var err error
+			if text, _, err = lex.ProcessWord(text, cp.env()); err != nil {
+				return errdef.Invalid.Wrap(err)
+			}
+		}
+		m := member{open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }}
+		m.Header = tar.Header{Typeflag: tar.TypeReg, Name: cp.place(doc.Path), Size: int64(len(text)), Mode: 0o644, ModTime: cp.now}
+		cp.own(&m.Header)
+		cp.files = append(cp.files, m)
+		if err := cp.hash(false, cp.files[len(cp.files)-1:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (cp *copying) own(h *tar.Header) {
+	h.Uid, h.Gid = cp.uid, cp.gid
+	if cp.mode >= 0 && h.Typeflag != tar.TypeSymlink {
+		h.Mode = cp.mode
+	}
+}
+
+// hash notes a digest of one source: names, modes, owners and content, but
+// not times, which change with every checkout.
+func (cp *copying) hash(isDir bool, files []member) error {
+	kind := "file"
+	if isDir {
+		kind = "dir"
+	}
+	h := sha256.New()
+	for _, m := range files {
+		if err := m.hash(h, cp.target); err != nil {
+			return fmt.Errorf("%s failed: %w", cp.verb, err)
+		}
+	}
+	cp.hashes = append(cp.hashes, fmt.Sprintf("%s:%x", kind, h.Sum(nil)))
+	return nil
+}
+
+func (m *member) hash(h hash.Hash, base string) error {
+	fmt.Fprintf(h, "%q %c %o %d:%d %q %d:%d %d %v\n", strings.TrimPrefix(m.Name, base), m.Typeflag, m.Mode, m.Uid, m.Gid,
+		m.Linkname, m.Devmajor, m.Devminor, m.Size, m.PAXRecords)
+	if m.open == nil {
+		return nil
+	}
+	r, err := m.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(h, r)
+	return err
+}
+
+// finish makes the layer, unless the cache has it.
+func (cp *copying) finish(ctx context.Context) error {
+	if len(cp.hashes) == 0 {
+		return errdef.Invalid.Errorf("%s failed: no source files were specified", cp.verb)
+	}
+	if len(cp.hashes) > 1 && !cp.isDir {
+		return errdef.Invalid.Errorf("When using %s with more than one source file, the destination must be a directory and end with a /", cp.verb)
+	}
+	digest := cp.hashes[0]
+	if len(cp.hashes) > 1 {
+		digest = fmt.Sprintf("multi:%x", sha256.Sum256([]byte(strings.Join(cp.hashes, ","))))
+	}
+	createdBy := fmt.Sprintf("%s #(nop) %s %s%s in %s ", strings.Join(shellOf(cp.config.Config), " "), cp.verb, cp.flags, digest, cp.dest)
+	if cp.hit(createdBy) {
+		return nil
+	}
+	l, err := cp.Store.AddPacked(ctx, cp.chain, cp.write)
+	if err != nil {
+		return fmt.Errorf("%s failed: %w", cp.verb, err)
+	}
+	return cp.commit(ctx, createdBy, &l)
+}
+
+// write is the layer as a tar.
+func (cp *copying) write(w io.Writer) error {
+	tw := tar.NewWriter(w)
+	for i := range cp.files {
+		m := &cp.files[i]
+		if m.unpack {
+			if err := cp.unpack(tw, m); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := cp.entry(tw, m.Header, m.open); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func (cp *copying) entry(tw *tar.Writer, h tar.Header, open func() (io.ReadCloser, error)) error {
+	if err := cp.parents(tw, path.Dir(h.Name)); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeDir {
+		cp.created[h.Name] = true
+		h.Name += "/"
+	}
+	if err := tw.WriteHeader(&h); err != nil || open == nil {
+		return err
+	}
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(tw, r)
+	return err
+}
+
+// parents writes the directories above an entry that the image does not have.
+func (cp *copying) parents(tw *tar.Writer, dir string) error {
+	if dir == "." || dir == "/" || cp.created[dir] || cp.exists(dir) {
+		return nil
+	}
+	if err := cp.parents(tw, path.Dir(dir)); err != nil {
+		return err
+	}
+	cp.created[dir] = true
+	return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, Uid: cp.uid, Gid: cp.gid, ModTime: cp.now})
+}
+
+// workdir is WORKDIR, which makes the directory if it is missing.
+func (st *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand) error {
+	if c.Path == "" {
+		return errdef.Invalid.Errorf("cannot normalize nothing")
+	}
+	st.config.Config.WorkingDir = joined(st.config.Config.WorkingDir, c.Path)
+	createdBy := st.nop("WORKDIR " + st.config.Config.WorkingDir)
+	if st.hit(createdBy) {
+		return nil
+	}
+	l, err := st.directoryLayer(ctx, st.config.Config.WorkingDir)
+	if err != nil {
+		return err
+	}
+	st.cache = nil
+	return st.commit(ctx, createdBy, l)
+}
+
+// directoryLayer is a layer with a directory, nil if the image has it.
+func (st *stage) directoryLayer(ctx context.Context, dir string) (*store.Layer, error) {
+	view, err := st.of(st.chain)
+	if err != nil {
+		return nil, err
+	}
+	target, err := view.resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	cp := &copying{stage: st, view: view, created: map[string]bool{}}
+	if cp.exists(target) {
+		return nil, nil
+	}
+	l, err := st.Store.AddPacked(ctx, st.chain, func(w io.Writer) error {
+		tw := tar.NewWriter(w)
+		return errors.Join(cp.parents(tw, target), tw.Close())
+	})
+	return &l, err
+}

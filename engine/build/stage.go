@@ -1,0 +1,383 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// A stage is what a FROM begins: an image that grows with each instruction.
+type stage struct {
+	*builder
+	name   string
+	lex    *shell.Lex
+	image  oci.ImageID // "" until the first instruction after FROM scratch
+	base   oci.ImageID
+	config dockerspec.DockerOCIImage
+	chain  oci.ChainID
+	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it alone
+
+	cache []store.Image // that may be hit; nil once something was not
+}
+
+// from begins a stage.
+func (b *builder) from(ctx context.Context, s *instructions.Stage, p *plan) (*stage, error) {
+	b.announce(s.SourceCode)
+	b.args.reset()
+	st := &stage{builder: b, name: s.Name, lex: p.lex}
+	if err := st.setBase(ctx, s); err != nil {
+		return nil, err
+	}
+	b.stages = append(b.stages, st)
+	if err := st.openCache(); err != nil {
+		return nil, err
+	}
+	if !defines(st.config.Config.Env, defaultPath) {
+		st.config.Config.Env = append(st.config.Config.Env, defaultPath)
+	}
+	if err := st.trigger(ctx); err != nil {
+		return nil, err
+	}
+	b.printf(" ---> %s\n", st.image.Short())
+	return st, nil
+}
+
+// setBase finds the image that FROM names: an earlier stage, scratch, an image
+// that is here, or one to pull.
+func (st *stage) setBase(ctx context.Context, s *instructions.Stage) error {
+	name, err := st.expandFrom(s.BaseName)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		return errdef.Invalid.Errorf("base name (%s) should not be blank", s.BaseName)
+	}
+	platform := st.o.Platform
+	if s.Platform != "" {
+		text, err := st.expandFrom(s.Platform)
+		if err != nil {
+			return err
+		}
+		if platform, err = oci.ParsePlatform(text); err != nil {
+			return errdef.Invalid.Wrap(err)
+		}
+	}
+	if earlier := st.earlier(name); earlier != nil {
+		return st.adopt(earlier.image)
+	}
+	if name == "scratch" {
+		st.config.OS, st.config.Architecture, st.config.Variant = platform.OS, platform.Architecture, platform.Variant
+		st.config.RootFS.Type = "layers"
+		return nil
+	}
+	id, err := st.find(ctx, name, platform)
+	if err != nil {
+		return err
+	}
+	return st.adopt(id)
+}
+
+func (st *stage) expandFrom(word string) (string, error) {
+	out, _, err := st.lex.ProcessWord(word, shell.EnvsFromSlice(st.args.forFrom()))
+	return out, err
+}
+
+// earlier finds a finished stage by name.
+func (b *builder) earlier(name string) *stage {
+	for _, st := range slices.Backward(b.stages) {
+		if st.name != "" && strings.EqualFold(st.name, name) {
+			return st
+		}
+	}
+	return nil
+}
+
+// find gives an image, pulling it if it is not here.
+func (b *builder) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
+	id, _, err := b.Store.Resolve(name)
+	if err == nil || !errdef.Is(err, errdef.NotFound) || b.Pull == nil {
+		return id, err
+	}
+	ref, perr := oci.ParseReference(name)
+	if perr != nil {
+		return "", errdef.Invalid.Wrap(perr)
+	}
+	return b.Pull(ctx, ref, p, b.out.Stdout)
+}
+
+// adopt makes an image the current one.
+func (st *stage) adopt(id oci.ImageID) error {
+	img, err := st.Store.Image(id)
+	if err != nil {
+		return err
+	}
+	st.become(img)
+	st.base = id
+	return nil
+}
+
+func (st *stage) become(img store.Image) {
+	st.image, st.config = img.ID, img.Config
+	st.chain = ""
+	for _, d := range img.Config.RootFS.DiffIDs {
+		st.chain = oci.Chain(st.chain, oci.DiffID(d))
+	}
+}
+
+// trigger runs what the base has noted with ONBUILD.
+func (st *stage) trigger(ctx context.Context) error {
+	lines := st.config.Config.OnBuild
+	st.config.Config.OnBuild = nil
+	if len(lines) == 0 {
+		return nil
+	}
+	plural := ""
+	if len(lines) > 1 {
+		plural = "s"
+	}
+	st.printf("# Executing %d build trigger%s\n", len(lines), plural)
+	for _, line := range lines {
+		c, err := parseLine(line)
+		if err != nil {
+			return fmt.Errorf("ONBUILD %s: %w", line, err)
+		}
+		if err := st.do(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func parseLine(line string) (instructions.Command, error) {
+	tree, err := parser.Parse(strings.NewReader(line))
+	if err != nil {
+		return nil, errdef.Invalid.Wrap(err)
+	}
+	if len(tree.AST.Children) != 1 {
+		return nil, errdef.Invalid.Errorf("want one instruction")
+	}
+	c, err := instructions.ParseCommand(tree.AST.Children[0])
+	return c, errdef.Invalid.Wrap(err)
+}
+
+// env is what words in instructions may refer to.
+func (st *stage) env() shell.EnvGetter {
+	return shell.EnvsFromSlice(append(st.args.env(st.config.Config.Env), st.config.Config.Env...))
+}
+
+func (st *stage) expand(word string) (string, error) {
+	out, _, err := st.lex.ProcessWord(word, st.env())
+	return out, err
+}
+
+// do carries out one instruction.
+func (st *stage) do(ctx context.Context, c instructions.Command) error {
+	if e, ok := c.(instructions.SupportsSingleWordExpansion); ok {
+		if err := e.Expand(st.expand); err != nil {
+			return errdef.Invalid.Errorf("failed to process %q: %w", sourceOf(c), err)
+		}
+	}
+	switch c := c.(type) {
+	case *instructions.RunCommand:
+		return st.run(ctx, c)
+	case *instructions.CopyCommand:
+		return st.copy(ctx, c)
+	case *instructions.AddCommand:
+		return st.add(ctx, c)
+	case *instructions.WorkdirCommand:
+		return st.workdir(ctx, c)
+	case *instructions.ArgCommand:
+		return st.commit(ctx, st.nop(st.argComment(c)), nil)
+	}
+	comment, err := change(&st.config, c, st.words, st.cmdSet)
+	if err != nil {
+		return err
+	}
+	if _, ok := c.(*instructions.CmdCommand); ok {
+		st.cmdSet = true
+	}
+	return st.commit(ctx, st.nop(comment), nil)
+}
+
+func (st *stage) words(word string) ([]string, error) { return st.lex.ProcessWords(word, st.env()) }
+
+// argComment declares arguments and gives the history line, which has the
+// defaults that the Dockerfile gives, not the values, lest secrets show.
+func (st *stage) argComment(c *instructions.ArgCommand) string {
+	var sb strings.Builder
+	sb.WriteString("ARG")
+	for _, arg := range c.Args {
+		st.args.declare(arg.Key, arg.Value)
+		sb.WriteString(" " + arg.Key)
+		if arg.Value != nil {
+			sb.WriteString("=" + *arg.Value)
+		}
+	}
+	return sb.String()
+}
+
+// nop is the history line of an instruction that runs nothing.
+func (st *stage) nop(comment string) string {
+	return strings.Join(shellOf(st.config.Config), " ") + " #(nop)  " + comment
+}
+
+func shellOf(c dockerspec.DockerOCIImageConfig) []string {
+	if len(c.Shell) > 0 {
+		return c.Shell
+	}
+	return []string{"/bin/sh", "-c"}
+}
+
+// commit makes an image of the current configuration, unless the cache has
+// it, and goes on from there.
+func (st *stage) commit(ctx context.Context, createdBy string, layer *store.Layer) error {
+	if layer == nil && st.hit(createdBy) {
+		return nil
+	}
+	config := st.config
+	created := st.now
+	config.Created = &created
+	config.History = append(slices.Clip(config.History), v1.History{
+		Created: &created, CreatedBy: createdBy, Author: config.Author, EmptyLayer: layer == nil,
+	})
+	if layer != nil {
+		config.RootFS.DiffIDs = append(slices.Clip(config.RootFS.DiffIDs), digest.Digest(layer.DiffID))
+	}
+	if config.RootFS.DiffIDs == nil {
+		config.RootFS.DiffIDs = []digest.Digest{}
+	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	id, err := st.Store.PutImage(ctx, raw, st.image)
+	if err != nil {
+		return err
+	}
+	img, err := st.Store.Image(id)
+	if err != nil {
+		return err
+	}
+	st.become(img)
+	return nil
+}
+
+// openCache lists what may be hit in this stage.
+func (st *stage) openCache() error {
+	st.cache = nil
+	if st.o.NoCache {
+		return nil
+	}
+	all, err := st.Store.Images()
+	if err != nil {
+		return err
+	}
+	st.cache = all
+	return nil
+}
+
+// hit goes on with the image that an earlier build made by the same
+// instruction from the same image. After the first miss there are no more.
+func (st *stage) hit(createdBy string) bool {
+	for _, img := range st.cache {
+		if img.Parent == st.image && st.follows(img, createdBy) {
+			st.printf(" ---> Using cache\n")
+			st.become(img)
+			return true
+		}
+	}
+	if st.hitForeign(createdBy) {
+		return true
+	}
+	st.cache = nil
+	return false
+}
+
+// follows reports whether an image is the current one and one instruction.
+func (st *stage) follows(img store.Image, createdBy string) bool {
+	n := len(st.config.History)
+	if len(img.Config.History) != n+1 || img.Config.History[n].CreatedBy != createdBy {
+		return false
+	}
+	if n == 0 && (img.Config.OS != st.config.OS || img.Config.Architecture != st.config.Architecture) {
+		return false
+	}
+	want, err1 := json.Marshal(st.config.Config)
+	got, err2 := json.Marshal(img.Config.Config)
+	return err1 == nil && err2 == nil && bytes.Equal(want, got)
+}
+
+// hitForeign takes a step from the history of an image that the request names
+// as a cache: it was built elsewhere, so its intermediate images are missing,
+// but history and layers tell what they were.
+func (st *stage) hitForeign(createdBy string) bool {
+	if st.cache == nil {
+		return false
+	}
+	for _, name := range st.o.CacheFrom {
+		id, _, err := st.Store.Resolve(name)
+		if err != nil {
+			continue
+		}
+		img, err := st.Store.Image(id)
+		if err != nil {
+			continue
+		}
+		layer, ok := st.foreignStep(img.Config, createdBy)
+		if !ok {
+			continue
+		}
+		cache := st.cache
+		st.cache = nil // so that commit does not look again
+		err = st.commit(context.Background(), createdBy, layer)
+		st.cache = cache
+		if err == nil {
+			st.printf(" ---> Using cache\n")
+			return true
+		}
+	}
+	return false
+}
+
+// foreignStep reports whether c was built from the current image and then by
+// createdBy, and gives the layer that this made, nil if none.
+func (st *stage) foreignStep(c dockerspec.DockerOCIImage, createdBy string) (*store.Layer, bool) {
+	n := len(st.config.History)
+	if len(c.History) <= n || c.History[n].CreatedBy != createdBy {
+		return nil, false
+	}
+	layers := 0
+	for i, h := range c.History[:n] {
+		if h.CreatedBy != st.config.History[i].CreatedBy {
+			return nil, false
+		}
+		if !h.EmptyLayer {
+			layers++
+		}
+	}
+	if layers > len(c.RootFS.DiffIDs) || !slices.Equal(c.RootFS.DiffIDs[:layers], st.config.RootFS.DiffIDs) {
+		return nil, false
+	}
+	if c.History[n].EmptyLayer || layers == len(c.RootFS.DiffIDs) {
+		return nil, c.History[n].EmptyLayer
+	}
+	l, err := st.Store.Layer(oci.Chain(st.chain, oci.DiffID(c.RootFS.DiffIDs[layers])))
+	return &l, err == nil
+}
