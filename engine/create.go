@@ -52,26 +52,33 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 		return container.CreateResponse{}, err
 	}
 	argv := append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
-	r := record{
-		ID: newID(), Created: time.Now().UTC(), Image: img.ID, Layer: topLayer(img),
-		Path: argv[0], Args: argv[1:], Config: &cfg, Host: host,
-	}
-	if cfg.Hostname == "" && !host.NetworkMode.IsHost() && !host.UTSMode.IsHost() {
-		cfg.Hostname = r.ID[:12]
-	}
+	r := record{Image: img.ID, Layer: topLayer(img), Path: argv[0], Args: argv[1:], Config: &cfg, Host: host}
 	if r.Networks, err = e.wantedNetworks(host, req.NetworkingConfig); err != nil {
 		return container.CreateResponse{}, err
 	}
-	if r.Name, err = e.reserveName(name, r.ID); err != nil {
-		return container.CreateResponse{}, err
-	}
-	if err := e.createReserved(&r, release); err != nil {
-		e.releaseName(r.Name)
+	if err := e.create(&r, name, release); err != nil {
 		return container.CreateResponse{}, err
 	}
 	kept = true
-	e.publish(events.ActionCreate, &r, nil)
 	return container.CreateResponse{ID: r.ID, Warnings: []string{}}, nil
+}
+
+// create makes the container that r describes, under name or one of our
+// choice. It keeps release for the container's removal unless it fails.
+func (e *Engine) create(r *record, name string, release func()) (err error) {
+	r.ID, r.Created = newID(), time.Now().UTC()
+	if r.Config.Hostname == "" && !r.Host.NetworkMode.IsHost() && !r.Host.UTSMode.IsHost() {
+		r.Config.Hostname = r.ID[:12]
+	}
+	if r.Name, err = e.reserveName(name, r.ID); err != nil {
+		return err
+	}
+	if err := e.createReserved(r, release); err != nil {
+		e.releaseName(r.Name)
+		return err
+	}
+	e.publish(events.ActionCreate, r, nil)
+	return nil
 }
 
 // createReserved makes volumes, the directory and the record, or nothing.

@@ -361,6 +361,9 @@ func (e *Engine) ContainerCommit(ctx context.Context, name string, o CommitOptio
 	if o.Config != nil {
 		cfg = o.Config
 	}
+	if cfg, err = changed(cfg, o.Changes); err != nil {
+		return "", err
+	}
 	config.Config = imageConfig(cfg)
 	config.RootFS.Type = "layers"
 	config.RootFS.DiffIDs = append(slices.Clone(config.RootFS.DiffIDs), digestOf(layer.DiffID))

@@ -26,7 +26,10 @@ type config struct {
 	Mirrors    []string `json:"registry-mirrors"`
 	Insecure   []string `json:"insecure-registries"`
 	Runtime    string   `json:"runtime-path"`
-	Supervisor *bool    `json:"supervisor"`
+	Supervisor bool     `json:"supervisor"`
+	Engine     string   `json:"engine"`
+	SupListen  []string `json:"supervisor-listen"`
+	BootDir    string   `json:"boot-dir"`
 }
 
 const defaultConfigFile = "/etc/minke/minked.json"
@@ -36,7 +39,7 @@ const defaultConfigFile = "/etc/minke/minked.json"
 func parse(args []string) (*config, error) {
 	c := &config{
 		DataRoot: "/var/lib/minke", ExecRoot: "/run/minke", Hosts: []string{"unix:///run/minke/engine.sock"},
-		Bridge: "minke0", LogLevel: "info", PidFile: "/run/minke/minked.pid",
+		Bridge: "minke0", LogLevel: "info", PidFile: "/run/minke/minked.pid", Supervisor: true,
 	}
 	if err := c.readFile(configFile(args)); err != nil {
 		return nil, err
@@ -53,6 +56,10 @@ func parse(args []string) (*config, error) {
 	f.StringArrayVar(&c.Mirrors, "registry-mirror", c.Mirrors, "URL of a registry mirror; may be repeated")
 	f.StringArrayVar(&c.Insecure, "insecure-registry", c.Insecure, "registry to talk to without TLS; may be repeated")
 	f.StringVar(&c.Runtime, "runtime-path", c.Runtime, "the minke-runtime program (default: beside minked)")
+	f.BoolVar(&c.Supervisor, "supervisor", c.Supervisor, "run the supervisor; --supervisor=false for the engine alone")
+	f.StringVar(&c.Engine, "engine", c.Engine, "supervise another engine at this address (unix:///var/run/docker.sock) instead of running our own")
+	f.StringArrayVar(&c.SupListen, "supervisor-listen", c.SupListen, "host:port of the Supervisor API; may be repeated (default: loopback and the supervisor's own network)")
+	f.StringVar(&c.BootDir, "boot-dir", c.BootDir, "directory of config.json and device-type.json")
 	f.String("config-file", defaultConfigFile, "file with these settings in JSON")
 	f.SortFlags = false
 	showVersion := f.BoolP("version", "v", false, "print the version")
@@ -72,6 +79,9 @@ func parse(args []string) (*config, error) {
 	}
 	if _, err := parseLevel(c.LogLevel); err != nil {
 		return nil, err
+	}
+	if c.Engine != "" && !c.Supervisor {
+		return nil, errors.New("--engine without a supervisor leaves nothing to do")
 	}
 	return c, nil
 }

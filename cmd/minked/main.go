@@ -57,33 +57,47 @@ func run(args []string) error {
 		return err
 	}
 	defer release()
+	group, ctx := errgroup.WithContext(ctx)
+	inProcess := newPipeListener()
+	if cfg.Engine == "" {
+		e, err := openEngine(ctx, cfg, log)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err := e.Close(); err != nil {
+				log.Error("close engine", "err", err)
+			}
+		}()
+		listeners, err := listen(cfg.Hosts)
+		if err != nil {
+			return err
+		}
+		handler := api.New(e, log)
+		for _, l := range append(listeners, inProcess) {
+			log.Info("API listens", "address", l.Addr())
+			group.Go(func() error { return serve(ctx, l, handler) })
+		}
+	}
+	if cfg.Supervisor {
+		sup, err := newSupervisor(cfg, inProcess, log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return sup.Run(ctx) })
+	}
+	return group.Wait()
+}
+
+func openEngine(ctx context.Context, cfg *config, log *slog.Logger) (*engine.Engine, error) {
 	binary, err := runtimeBinary(cfg.Runtime)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	e, err := engine.Open(ctx, engine.Config{
+	return engine.Open(ctx, engine.Config{
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Bridge: cfg.Bridge, BIP: cfg.BIP.Prefix,
 		Mirrors: cfg.Mirrors, Insecure: cfg.Insecure, Version: version, Commit: commit, Debug: cfg.Debug, Logger: log,
 	})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err := e.Close(); err != nil {
-			log.Error("close engine", "err", err)
-		}
-	}()
-	listeners, err := listen(cfg.Hosts)
-	if err != nil {
-		return err
-	}
-	handler := api.New(e, log)
-	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		log.Info("API listens", "address", l.Addr())
-		group.Go(func() error { return serve(ctx, l, handler) })
-	}
-	return group.Wait()
 }
 
 // serve answers requests until ctx ends, then lets short ones finish.

@@ -12,6 +12,8 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/engine/archive"
+	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -69,6 +71,10 @@ type images interface {
 	ImageList(o engine.ImageListOptions) ([]image.Summary, error)
 	ImageTag(name, repo, tag string) error
 	ImageRemove(ctx context.Context, name string, force bool) ([]image.DeleteResponse, error)
+	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
+	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
+	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)
+	ImageBuild(ctx context.Context, o build.Options, contextTar io.Reader, out build.Output) (oci.ImageID, error)
 	ImagePrune(ctx context.Context, f engine.Filters) (deleted []image.DeleteResponse, reclaimed int64, err error)
 }
 

@@ -42,6 +42,9 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		}
 		return writeJSON(w, http.StatusOK, h)
 	}
+	if name, ok := strings.CutSuffix(path, "/get"); ok {
+		return s.save(w, r, []string{name})
+	}
 	return notFound(w, r)
 }
 

@@ -42,11 +42,17 @@ func (s *Server) routes() {
 	s.handle("GET /exec/{id}/json", s.execInspect)
 
 	s.handle("GET /images/json", s.imageList)
+	s.handle("GET /images/get", s.imageSave)
 	s.handle("GET /images/search", refused("search is not supported: minke talks to registries, not to an index"))
+	s.handle("POST /images/create", s.imageCreate)
+	s.handle("POST /images/load", s.imageLoad)
 	s.handle("POST /images/prune", s.imagePrune)
 	s.handle("GET /images/{name...}", s.imageGet)
 	s.handle("POST /images/{name...}", s.imagePost)
 	s.handle("DELETE /images/{name...}", s.imageRemove)
+
+	s.handle("POST /build", s.build)
+	s.handle("POST /build/prune", s.buildPrune)
 
 	s.handle("GET /networks", s.networkList)
 	s.handle("POST /networks/create", s.networkCreate)

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/moby/moby/client"
+
+	"github.com/minke-os/minke/supervisor"
+)
+
+// newSupervisor makes a supervisor of our own engine, reached in memory, or of
+// the one that --engine names.
+func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*supervisor.Supervisor, error) {
+	var opts []client.Opt
+	socket := strings.TrimPrefix(firstUnix(cfg.Hosts), "unix://")
+	if cfg.Engine != "" {
+		opts = append(opts, client.WithHost(cfg.Engine))
+		socket = strings.TrimPrefix(cfg.Engine, "unix://")
+	} else {
+		opts = append(opts, client.WithHost("unix:///in-process"), client.WithDialContext(own.dial))
+	}
+	c, err := client.New(opts...)
+	if err != nil {
+		return nil, err
+	}
+	return supervisor.New(supervisor.Config{
+		Engine: c, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
+		BootDir: cfg.BootDir, EngineSocket: socket, Version: version, Logger: log,
+	}), nil
+}
+
+func firstUnix(hosts []string) string {
+	for _, h := range hosts {
+		if strings.HasPrefix(h, "unix://") {
+			return h
+		}
+	}
+	return ""
+}
+
+// A pipeListener is a listener within the process.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+var errClosed = errors.New("listener closed")
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, errClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case l.conns <- far:
+		return near, nil
+	case <-l.done:
+		return nil, errClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "in-process" }

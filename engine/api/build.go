@@ -1,0 +1,112 @@
+package api
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/jsonstream"
+
+	"github.com/minke-os/minke/engine/build"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
+	o, err := buildOptions(r)
+	if err != nil {
+		return err
+	}
+	body := io.Reader(r.Body)
+	if remote := r.URL.Query().Get("remote"); remote != "" && remote != "client-session" {
+		f, err := fetch(r, remote)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		body = f
+	}
+	// The client sends the context and reads the output at once.
+	http.NewResponseController(w).EnableFullDuplex()
+	out := &messages{w: w}
+	id, err := s.engine.ImageBuild(r.Context(), o, body, build.Output{
+		Stdout: streamWriter{m: out}, Stderr: streamWriter{out, "\x1b[91m", "\x1b[0m"},
+		ImageID: func(id oci.ImageID) {
+			aux, _ := json.Marshal(map[string]string{"ID": string(id)})
+			out.send(message{Message: jsonstream.Message{Aux: (*json.RawMessage)(&aux)}})
+		},
+	})
+	if err != nil {
+		return out.fail(err)
+	}
+	if o.Quiet {
+		return out.stream(string(id) + "\n")
+	}
+	return nil
+}
+
+func buildOptions(r *http.Request) (o build.Options, err error) {
+	q := r.URL.Query()
+	if q.Get("version") == "2" {
+		return o, errdef.Invalid.Errorf("BuildKit is not supported: set DOCKER_BUILDKIT=0 to build with the classic builder")
+	}
+	o = build.Options{
+		Dockerfile: q.Get("dockerfile"), Target: q.Get("target"), NoCache: boolParam(r, "nocache"), Quiet: boolParam(r, "q"), Remove: boolOr(r, "rm", true),
+		Host: build.HostConfig{
+			NetworkMode: q.Get("networkmode"), CPUSetCPUs: q.Get("cpusetcpus"), CPUSetMems: q.Get("cpusetmems"), CgroupParent: q.Get("cgroupparent"),
+			Isolation: q.Get("isolation"), Ulimits: q.Get("ulimits"),
+		},
+	}
+	for _, t := range q["t"] {
+		if t == "" {
+			continue
+		}
+		ref, err := oci.ParseReference(t)
+		if err != nil {
+			return o, errdef.Invalid.Wrap(err)
+		}
+		if ref.Digest != "" {
+			return o, errdef.Invalid.Errorf("build tag cannot contain a digest")
+		}
+		o.Tags = append(o.Tags, ref)
+	}
+	if p := q.Get("platform"); p != "" {
+		if o.Platform, err = oci.ParsePlatform(p); err != nil {
+			return o, errdef.Invalid.Wrap(err)
+		}
+	}
+	for _, list := range q["extrahosts"] {
+		o.Host.ExtraHosts = append(o.Host.ExtraHosts, strings.Split(list, ",")...)
+	}
+	for name, field := range map[string]*int64{
+		"memory": &o.Host.Memory, "memswap": &o.Host.MemorySwap, "cpushares": &o.Host.CPUShares, "cpuquota": &o.Host.CPUQuota,
+		"cpuperiod": &o.Host.CPUPeriod, "shmsize": &o.Host.ShmSize,
+	} {
+		if text := q.Get(name); text != "" {
+			if *field, err = strconv.ParseInt(text, 10, 64); err != nil {
+				return o, errdef.Invalid.Errorf("invalid value %q for %s: want a number", text, name)
+			}
+		}
+	}
+	for name, field := range map[string]any{
+		"buildargs": &o.Args, "labels": &o.Labels, "cachefrom": &o.CacheFrom, "volumes": &o.Host.Volumes, "securityopt": &o.Host.SecurityOpt,
+	} {
+		if text := q.Get(name); text != "" {
+			if err := json.Unmarshal([]byte(text), field); err != nil {
+				return o, errdef.Invalid.Errorf("invalid %s: %w", name, err)
+			}
+		}
+	}
+	return o, nil
+}
+
+// buildPrune answers that there is nothing: the cache is images, which
+// POST /images/prune removes.
+func (s *Server) buildPrune(w http.ResponseWriter, r *http.Request) error {
+	return writeJSON(w, http.StatusOK, struct {
+		CachesDeleted  []string
+		SpaceReclaimed int64
+	}{[]string{}, 0})
+}
