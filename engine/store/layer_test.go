@@ -375,3 +375,23 @@ func TestAddingALayerTwiceGivesTheSame(t *testing.T) {
 		}
 	})
 }
+
+// ext4 allows 65,000 links to an inode.
+func TestObjectWithAllItsLinksGetsASecond(t *testing.T) {
+	testenv.NeedRoot(t)
+	s := openAt(t, testenv.DiskDir(t), Options{Links: true})
+	var entries []entry
+	for i := range 65100 {
+		entries = append(entries, file(fmt.Sprintf("d%d/%d", i/5000, i), "same"))
+	}
+	l := add(t, s, "", tarOf(t, entries...))
+	if n := objects(t, s); n != 2 {
+		t.Skipf("%d objects for 65100 equal files: this file system has another limit than ext4", n)
+	}
+	root := look(t, s, l.ChainID)
+	for _, name := range []string{"d0/0", "d12/64999", "d13/65099"} {
+		if got := read(t, root, name); got != "same" {
+			t.Errorf("%s = %q", name, got)
+		}
+	}
+}
