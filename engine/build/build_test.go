@@ -409,6 +409,20 @@ COPY --from=0 /out /env /
 	b.has(img, files{"out": "changed top plain-top linux/arm/v7 proxy .\n"})
 }
 
+func TestRunIsToldWhatTheRequestSays(t *testing.T) {
+	b := newBench(t)
+	o := Options{Host: HostConfig{NetworkMode: "host", Volumes: []string{"/a:/b:ro"}}}
+	img, _ := b.mustBuild(o, files{"Dockerfile": "FROM busybox\nUSER root\nENTRYPOINT [\"x\"]\nRUN true\n"})
+	spec := b.runner.spec
+	if !slices.Equal(spec.Host.Volumes, o.Host.Volumes) || spec.Host.NetworkMode != "host" || spec.Config.User != "root" || spec.Config.Entrypoint != nil || spec.Image != img.Parent {
+		t.Errorf("Run was told %+v", spec)
+	}
+	b.mustBuild(o, files{"Dockerfile": "FROM busybox\nRUN --network=none true\n"})
+	if got := b.runner.spec.Host.NetworkMode; got != "none" {
+		t.Errorf("RUN --network=none runs with network %q", got)
+	}
+}
+
 func TestTargetEndsTheBuild(t *testing.T) {
 	b := newBench(t)
 	f := files{"Dockerfile": "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN false\n"}
@@ -435,6 +449,7 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 		{"nothing-matches", "FROM busybox\nCOPY z* /\n", Options{}, "COPY failed: no source files were specified"},
 		{"missing-in-stage", "FROM busybox AS a\nFROM busybox\nCOPY --from=a /x /\n", Options{}, "COPY failed: stat x: file does not exist"},
 		{"two-files-to-one", "FROM busybox\nCOPY f secret2 /x\n", Options{}, "When using COPY with more than one source file, the destination must be a directory and end with a /"},
+		{"mounts", "FROM busybox\nRUN --mount=type=cache,target=/c true\n", Options{}, "the --mount option requires BuildKit, which this engine does not have; leave it out"},
 		{"no-such-base", "FROM nothing\n", Options{}, "No such image: nothing:latest"},
 		{"no-such-target", "FROM busybox\n", Options{Target: "x"}, "failed to reach build target x in Dockerfile"},
 		{"no-such-dockerfile", "FROM busybox\n", Options{Dockerfile: "other"}, "Cannot locate specified Dockerfile: other"},
