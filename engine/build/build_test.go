@@ -83,6 +83,11 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
+	return benchOn(t, testenv.BusyboxTar(t))
+}
+
+func benchOn(t testing.TB, base []byte) *bench {
+	t.Helper()
 	testenv.NeedRoot(t)
 	dir := testenv.DiskDir(t)
 	db, err := bbolt.Open(filepath.Join(dir, "minke.db"), 0o600, nil)
@@ -92,7 +97,6 @@ func newBench(t testing.TB) *bench {
 	must(t, err)
 	t.Cleanup(func() { s.Close() })
 	b := &bench{t: t, s: s, runner: &chrootRunner{t: t, s: s}, dir: dir}
-	base := testenv.BusyboxTar(t)
 	l, err := s.AddLayer(t.Context(), "", bytes.NewReader(base))
 	must(t, err)
 	config := fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Env":["PATH=/bin"],"Cmd":["sh"]},"rootfs":{"type":"layers","diff_ids":[%q]},"history":[{"created_by":"base"}]}`, l.DiffID)
@@ -478,11 +482,12 @@ func TestContextMayBeADockerfileAlone(t *testing.T) {
 }
 
 func TestCacheFromStandsInForABuildElsewhere(t *testing.T) {
-	b := newBench(t)
+	base := testenv.BusyboxTar(t)
+	b := benchOn(t, base)
 	f := files{"Dockerfile": "FROM busybox\nRUN echo a > /a\nENV X=y\nRUN echo b > /b\n"}
 	img, _ := b.mustBuild(Options{Tags: []oci.Reference{ref(t, "app")}}, f)
 	// As if it had been pulled: no parents.
-	elsewhere := newBench(t)
+	elsewhere := benchOn(t, base)
 	var chain oci.ChainID
 	for _, d := range img.Config.RootFS.DiffIDs {
 		from := oci.Chain(chain, oci.DiffID(d))
