@@ -83,6 +83,11 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
+	return benchOn(t, testenv.BusyboxTar(t))
+}
+
+func benchOn(t testing.TB, base []byte) *bench {
+	t.Helper()
 	testenv.NeedRoot(t)
 	dir := testenv.DiskDir(t)
 	db, err := bbolt.Open(filepath.Join(dir, "minke.db"), 0o600, nil)
@@ -92,7 +97,6 @@ func newBench(t testing.TB) *bench {
 	must(t, err)
 	t.Cleanup(func() { s.Close() })
 	b := &bench{t: t, s: s, runner: &chrootRunner{t: t, s: s}, dir: dir}
-	base := testenv.BusyboxTar(t)
 	l, err := s.AddLayer(t.Context(), "", bytes.NewReader(base))
 	must(t, err)
 	config := fmt.Sprintf(`{"os":"linux","architecture":"amd64","config":{"Env":["PATH=/bin"],"Cmd":["sh"]},"rootfs":{"type":"layers","diff_ids":[%q]},"history":[{"created_by":"base"}]}`, l.DiffID)
@@ -409,6 +413,20 @@ COPY --from=0 /out /env /
 	b.has(img, files{"out": "changed top plain-top linux/arm/v7 proxy .\n"})
 }
 
+func TestRunIsToldWhatTheRequestSays(t *testing.T) {
+	b := newBench(t)
+	o := Options{Host: HostConfig{NetworkMode: "host", Volumes: []string{"/a:/b:ro"}}}
+	img, _ := b.mustBuild(o, files{"Dockerfile": "FROM busybox\nUSER root\nENTRYPOINT [\"x\"]\nRUN true\n"})
+	spec := b.runner.spec
+	if !slices.Equal(spec.Host.Volumes, o.Host.Volumes) || spec.Host.NetworkMode != "host" || spec.Config.User != "root" || spec.Config.Entrypoint != nil || spec.Image != img.Parent {
+		t.Errorf("Run was told %+v", spec)
+	}
+	b.mustBuild(o, files{"Dockerfile": "FROM busybox\nRUN --network=none true\n"})
+	if got := b.runner.spec.Host.NetworkMode; got != "none" {
+		t.Errorf("RUN --network=none runs with network %q", got)
+	}
+}
+
 func TestTargetEndsTheBuild(t *testing.T) {
 	b := newBench(t)
 	f := files{"Dockerfile": "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN false\n"}
@@ -435,6 +453,7 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 		{"nothing-matches", "FROM busybox\nCOPY z* /\n", Options{}, "COPY failed: no source files were specified"},
 		{"missing-in-stage", "FROM busybox AS a\nFROM busybox\nCOPY --from=a /x /\n", Options{}, "COPY failed: stat x: file does not exist"},
 		{"two-files-to-one", "FROM busybox\nCOPY f secret2 /x\n", Options{}, "When using COPY with more than one source file, the destination must be a directory and end with a /"},
+		{"mounts", "FROM busybox\nRUN --mount=type=cache,target=/c true\n", Options{}, "the --mount option requires BuildKit, which this engine does not have; leave it out"},
 		{"no-such-base", "FROM nothing\n", Options{}, "No such image: nothing:latest"},
 		{"no-such-target", "FROM busybox\n", Options{Target: "x"}, "failed to reach build target x in Dockerfile"},
 		{"no-such-dockerfile", "FROM busybox\n", Options{Dockerfile: "other"}, "Cannot locate specified Dockerfile: other"},
@@ -463,11 +482,12 @@ func TestContextMayBeADockerfileAlone(t *testing.T) {
 }
 
 func TestCacheFromStandsInForABuildElsewhere(t *testing.T) {
-	b := newBench(t)
+	base := testenv.BusyboxTar(t)
+	b := benchOn(t, base)
 	f := files{"Dockerfile": "FROM busybox\nRUN echo a > /a\nENV X=y\nRUN echo b > /b\n"}
 	img, _ := b.mustBuild(Options{Tags: []oci.Reference{ref(t, "app")}}, f)
 	// As if it had been pulled: no parents.
-	elsewhere := newBench(t)
+	elsewhere := benchOn(t, base)
 	var chain oci.ChainID
 	for _, d := range img.Config.RootFS.DiffIDs {
 		from := oci.Chain(chain, oci.DiffID(d))

@@ -13,8 +13,10 @@ import (
 
 // run is RUN.
 func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
-	if len(c.FlagsUsed) > 0 {
-		return errdef.Unsupported.Errorf("the --%s option requires BuildKit, which this engine does not have; leave it out", c.FlagsUsed[0])
+	for _, flag := range c.FlagsUsed {
+		if flag != "network" {
+			return errdef.Unsupported.Errorf("the --%s option requires BuildKit, which this engine does not have; leave it out", flag)
+		}
 	}
 	if st.image == "" {
 		return errdef.Invalid.Errorf("no source image provided with `FROM scratch`: RUN has nothing to run; COPY or ADD a root file system first")
@@ -28,9 +30,13 @@ func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
 	config := st.config.Config
 	config.Env = slices.Concat(config.Env, env, st.args.proxies(config.Env))
 	config.Cmd, config.Entrypoint, config.Healthcheck = nil, nil, nil
+	host := st.o.Host
+	if n := instructions.GetNetwork(c); n != instructions.NetworkDefault {
+		host.NetworkMode = n
+	}
 	var container string
 	res, err := st.Runner.Run(ctx, RunSpec{
-		Parent: st.chain, Image: st.image, Config: config, Cmd: cmd, Host: st.o.Host,
+		Parent: st.chain, Image: st.image, Config: config, Cmd: cmd, Host: host,
 		Started: func(id string) {
 			container = id[:min(12, len(id))]
 			st.printf(" ---> Running in %s\n", container)

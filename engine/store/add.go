@@ -3,10 +3,8 @@ package store
 import (
 	"archive/tar"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"strings"
@@ -59,7 +57,7 @@ type adding struct {
 	tree   *tree
 	toc    *tocWriter
 	in     *recorder
-	diff   hash.Hash // of the tar
+	diff   *sideHash // of the tar; nil when finished
 	size   int64     // of all content
 	limit  int64     // bytes still allowed
 	big    []content // to be recorded in the bucket sizes
@@ -75,8 +73,8 @@ func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &adding{s: s, parent: parent, dir: dir, diff: sha256.New(), limit: s.maxLayer,
-		objects: map[string]bool{}, buf: make([]byte, chunk)}
+	a := &adding{s: s, parent: parent, dir: dir, limit: s.maxLayer,
+		diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
 	if err := a.open(); err != nil {
 		a.close()
 		return nil, err
@@ -103,6 +101,9 @@ func (a *adding) objectDir() string { return a.dir + "/objects" }
 
 // close removes what is still in staging. It is called whatever happened.
 func (a *adding) close() {
+	if a.diff != nil {
+		a.diff.finish()
+	}
 	if a.toc != nil {
 		a.toc.abort()
 	}
@@ -138,7 +139,7 @@ type recorder struct {
 
 func (r *recorder) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
-	r.a.diff.Write(p[:n])
+	r.a.diff.write(p[:n])
 	r.total += int64(n)
 	if r.content {
 		return n, err
@@ -264,7 +265,8 @@ func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
 
 // commit moves the unpacked layer to its place and records it.
 func (a *adding) commit() (Layer, error) {
-	l := Layer{DiffID: oci.DiffID(oci.FromHash(a.diff)), Parent: a.parent, Size: a.size, TarSize: a.in.total}
+	l := Layer{DiffID: oci.DiffID(a.diff.finish()), Parent: a.parent, Size: a.size, TarSize: a.in.total}
+	a.diff = nil
 	l.ChainID = oci.Chain(l.Parent, l.DiffID)
 	if a.s.known(l.ChainID) {
 		return l, nil

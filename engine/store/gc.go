@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -283,4 +284,26 @@ func ignoreGone(err error) error {
 		return nil
 	}
 	return err
+}
+
+// Check reads every layer and compares it with its diff ID, which shows what
+// the disk has damaged. It gives an error for each layer that is, and takes as
+// long as reading all of them.
+func (s *Store) Check(ctx context.Context) error {
+	var ids []oci.ChainID
+	err := s.view(func(t tables) error {
+		for key := range keys(t.layers) {
+			ids = append(ids, oci.ChainID(key))
+		}
+		return nil
+	})
+	errs := []error{err}
+	for _, id := range ids {
+		err := s.LayerTar(ctx, id, io.Discard)
+		if errdef.Is(err, errdef.NotFound) {
+			continue // removed meanwhile
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/oci"
 )
@@ -372,6 +374,65 @@ func TestAddingALayerTwiceGivesTheSame(t *testing.T) {
 			if got, want := <-done, oci.ChainID(oci.FromBytes(in)); got != want {
 				t.Errorf("AddLayer = %s, want %s", got, want)
 			}
+		}
+	})
+}
+
+// ext4 allows 65,000 links to an inode.
+func TestObjectWithAllItsLinksGetsASecond(t *testing.T) {
+	testenv.NeedRoot(t)
+	s := openAt(t, testenv.DiskDir(t), Options{Links: true})
+	var entries []entry
+	for i := range 65100 {
+		entries = append(entries, file(fmt.Sprintf("d%d/%d", i/5000, i), "same"))
+	}
+	l := add(t, s, "", tarOf(t, entries...))
+	if n := objects(t, s); n != 2 {
+		t.Skipf("%d objects for 65100 equal files: this file system has another limit than ext4", n)
+	}
+	root := look(t, s, l.ChainID)
+	for _, name := range []string{"d0/0", "d12/64999", "d13/65099"} {
+		if got := read(t, root, name); got != "same" {
+			t.Errorf("%s = %q", name, got)
+		}
+	}
+}
+
+func TestUsersOfContainersReadWhatUsersOfTheHostCannot(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		must(t, os.Chmod(s.root, 0o711))
+		l := add(t, s, "", testenv.BusyboxTar(t))
+		m, err := s.Mount(l.ChainID)
+		must(t, err)
+		f, err := m.Open()
+		must(t, err)
+		defer f.Close()
+		user := &syscall.Credential{Uid: 1000, Gid: 1000}
+		inside := exec.Command("/bin/cat", "/etc/passwd")
+		inside.SysProcAttr = &syscall.SysProcAttr{Chroot: overlay.Path(f), Credential: user}
+		inside.Dir = "/"
+		if out, err := inside.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "root:") {
+			t.Errorf("a user in a container reads %q, %v", out, err)
+		}
+		outside := exec.Command("/bin/cat", s.layerPath(l.ChainID, "diff/etc/passwd"))
+		outside.SysProcAttr = &syscall.SysProcAttr{Credential: user}
+		if out, err := outside.CombinedOutput(); err == nil {
+			t.Errorf("a user of the host reads %q in a layer", out)
+		}
+	})
+}
+
+func TestCheckFindsADamagedObject(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		good := add(t, s, "", tarOf(t, file("good", "good")))
+		bad := add(t, s, "", tarOf(t, file("bad", "before")))
+		must(t, s.Check(t.Context()))
+		must(t, readToc(s.layerPath(bad.ChainID, "toc"), func([]byte) error { return nil }, func(c content) error {
+			return os.WriteFile(s.objectFile(c.object), []byte("beFore"), 0o644)
+		}))
+		err := s.Check(t.Context())
+		if err == nil || !strings.Contains(err.Error(), string(bad.DiffID)) || strings.Contains(err.Error(), string(good.DiffID)) {
+			t.Errorf("Check = %v, want it to name layer %s alone", err, bad.DiffID)
 		}
 	})
 }

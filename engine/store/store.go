@@ -127,8 +127,14 @@ func (s *Store) prepare() error {
 	if err := os.RemoveAll(s.path("staging")); err != nil {
 		return err
 	}
-	for _, d := range []string{"", "files", "layers", "staging", "empty"} {
-		if err := os.MkdirAll(s.path(d), 0o711); err != nil {
+	if err := os.MkdirAll(s.root, 0o711); err != nil {
+		return err
+	}
+	// Nobody but root may come by: layers have set-ID programs, which are for
+	// containers and not for users of the host. Containers do not pass here,
+	// the overlay looks names up from the layers on.
+	for _, d := range []string{"files", "layers", "staging", "empty"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return err
 		}
 	}
@@ -138,7 +144,7 @@ func (s *Store) prepare() error {
 		}
 	}
 	for i := range len(alphabet) {
-		if err := os.MkdirAll(s.path("files", alphabet[i:i+1]), 0o711); err != nil {
+		if err := os.MkdirAll(s.path("files", alphabet[i:i+1]), 0o700); err != nil {
 			return err
 		}
 	}

@@ -430,7 +430,7 @@ func setDirAttributes(p string, h *tar.Header) error {
 }
 
 // validID excludes -1, with which chown changes nothing.
-func validID(id int) bool { return id >= 0 && id < math.MaxUint32 }
+func validID(id int) bool { return id >= 0 && int64(id) < math.MaxUint32 }
 
 const paxXattr = "SCHILY.xattr."
 
