@@ -74,7 +74,10 @@ func run(args []string) error {
 			return err
 		}
 		handler := api.New(e, log)
-		for _, l := range append(listeners, inProcess) {
+		if cfg.Supervisor {
+			group.Go(func() error { return serve(ctx, inProcess, handler) })
+		}
+		for _, l := range listeners {
 			log.Info("API listens", "address", l.Addr())
 			group.Go(func() error { return serve(ctx, l, handler) })
 		}

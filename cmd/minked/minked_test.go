@@ -1,0 +1,524 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+
+	"github.com/minke-os/minke/internal/testdaemon"
+)
+
+func TestMain(m *testing.M) { testdaemon.Main(m) }
+
+func cmd(words ...string) container.Config { return container.Config{Cmd: words} }
+
+func sh(script string) container.Config { return cmd("sh", "-c", script) }
+
+func published(port uint16, host int) (network.PortSet, network.PortMap) {
+	p, _ := network.PortFrom(port, network.TCP)
+	return network.PortSet{p: {}}, network.PortMap{p: {{HostPort: strconv.Itoa(host)}}}
+}
+
+func TestRun(t *testing.T) {
+	d := testdaemon.Start(t)
+	mem := int64(64 << 20)
+	tests := []struct {
+		name   string
+		config container.Config
+		host   container.HostConfig
+		want   string // in stdout
+		errs   string // in stderr
+		code   int
+	}{
+		{"output", sh("echo out; echo err >&2"), container.HostConfig{}, "out\n", "err\n", 0},
+		{"exit-code", sh("exit 7"), container.HostConfig{}, "", "", 7},
+		{"signal-is-128-and-its-number", sh("sh -c 'kill -9 $$'; exit $?"), container.HostConfig{}, "", "", 137},
+		{"environment", container.Config{Cmd: []string{"sh", "-c", "echo $A $HOME $HOSTNAME"}, Env: []string{"A=b"}, Hostname: "box"}, container.HostConfig{}, "b /root box\n", "", 0},
+		{"user-and-groups", container.Config{Cmd: []string{"id"}, User: "user"}, container.HostConfig{}, "uid=1000(user) gid=1000(user) groups=100(users),1000(user)\n", "", 0},
+		{"working-dir-is-made", container.Config{Cmd: []string{"pwd"}, WorkingDir: "/new/dir"}, container.HostConfig{}, "/new/dir\n", "", 0},
+		{"entrypoint", container.Config{Entrypoint: []string{"echo", "a"}, Cmd: []string{"b"}}, container.HostConfig{}, "a b\n", "", 0},
+		{"terminal", container.Config{Cmd: []string{"sh", "-c", "tty"}, Tty: true}, container.HostConfig{}, "/dev/pts/0\r\n", "", 0},
+		{"read-only-root", sh("touch /x"), container.HostConfig{ReadonlyRootfs: true}, "", "Read-only file system", 1},
+		{"tmpfs", sh("touch /t/x; mount | grep ' /t ' | cut -d' ' -f1"), container.HostConfig{ReadonlyRootfs: true, Tmpfs: map[string]string{"/t": "size=1m"}}, "tmpfs\n", "", 0},
+		{"memory-limit", sh("cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max"), container.HostConfig{Resources: container.Resources{Memory: mem}}, "67108864\n", "", 0},
+		{"first-process-is-1", sh("echo $$"), container.HostConfig{}, "1\n", "", 0},
+		{"default-capabilities", sh("grep CapEff /proc/self/status"), container.HostConfig{}, "CapEff:\t00000000a80425fb\n", "", 0},
+		{"dropped-capabilities", sh("grep CapEff /proc/self/status"), container.HostConfig{CapDrop: []string{"ALL"}}, "CapEff:\t0000000000000000\n", "", 0},
+		{"no-mount-without-privilege", sh("mount -t tmpfs x /tmp"), container.HostConfig{}, "", "permission denied", 1},
+		{"mount-with-privilege", sh("mount -t tmpfs x /tmp"), container.HostConfig{Privileged: true}, "", "", 0},
+		{"masked-paths-read-empty", sh("cat /proc/kcore | wc -c"), container.HostConfig{}, "0\n", "", 0},
+		{"sysctls-are-read-only", sh("echo 1 > /proc/sys/kernel/panic"), container.HostConfig{}, "", "Read-only file system", 1},
+		{"no-network", sh("ip -o link | wc -l"), container.HostConfig{NetworkMode: "none"}, "1\n", "", 0},
+		{"shared-memory-size", sh("df -k /dev/shm | tail -1 | awk '{print $2}'"), container.HostConfig{ShmSize: 1 << 20}, "1024\n", "", 0},
+		{"command-not-found-in-shell", sh("nosuch"), container.HostConfig{}, "", "not found", 127},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, errOut, code := d.Run(testdaemon.Spec{Config: tt.config, Host: tt.host})
+			if out != tt.want || !strings.Contains(errOut, tt.errs) || code != tt.code {
+				t.Errorf("stdout %q, stderr %q, code %d; want %q, %q, %d", out, errOut, code, tt.want, tt.errs, tt.code)
+			}
+		})
+	}
+}
+
+func TestKilledDaemonLosesNothing(t *testing.T) {
+	d := testdaemon.Start(t)
+	ports, bindings := published(80, 8001)
+	serving := sh("mkdir /w; echo hello > /w/f; httpd -p 80 -h /w; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.05; done")
+	serving.ExposedPorts = ports
+	web := d.RunDetached(testdaemon.Spec{Name: "web", Config: serving, Host: container.HostConfig{PortBindings: bindings}})
+	ends := d.RunDetached(testdaemon.Spec{Name: "ends", Config: sh("read x < /fifo; exit 9"), Host: container.HostConfig{}})
+	always := d.RunDetached(testdaemon.Spec{Name: "always", Config: cmd("sleep", "1000"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}})
+	_ = ends
+	pid := d.Inspect(web).State.Pid
+
+	d.Kill()
+	if got, err := d.Get("http://127.0.0.1:8001/f"); err != nil || got != "hello\n" {
+		t.Errorf("published port while minked is dead: %q, %v; want it to work", got, err)
+	}
+	d.Up()
+
+	after := d.Inspect(web)
+	if !after.State.Running || after.State.Pid != pid {
+		t.Errorf("container after restart: %+v, want it running as process %d", after.State, pid)
+	}
+	if got, err := d.Get("http://127.0.0.1:8001/f"); err != nil || got != "hello\n" {
+		t.Errorf("published port: %q, %v", got, err)
+	}
+	if p := after.NetworkSettings.Ports; len(p) != 1 {
+		t.Errorf("ports shown: %v, want 80/tcp", p)
+	}
+	// Every line is there, in order, across the gap.
+	for i, line := range strings.Split(strings.TrimSpace(d.Logs(web)), "\n") {
+		if line != fmt.Sprintf("line %d", i) {
+			t.Fatalf("log line %d is %q", i, line)
+		}
+	}
+	if c := d.Inspect(always); !c.State.Running || c.RestartCount != 0 {
+		t.Errorf("container with policy always: running %v, restarts %d; want it untouched", c.State.Running, c.RestartCount)
+	}
+	if out, code := d.Exec(web, "echo", "in"); out != "in\n" || code != 0 {
+		t.Errorf("exec after restart: %q, %d", out, code)
+	}
+	if c := d.Inspect(ends); c.State.Running || c.State.ExitCode != 1 {
+		t.Errorf("container that ended: %+v, want exit code 1", c.State)
+	}
+}
+
+func TestExitWhileDaemonIsDeadIsSeen(t *testing.T) {
+	d := testdaemon.Start(t)
+	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'echo bye; exit 9' TERM; while true; do sleep 0.05; done")})
+	pid := d.Inspect(id).State.Pid
+	d.Kill()
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Signal(os.Signal(sigterm)); err != nil {
+		t.Fatal(err)
+	}
+	p.Wait() // returns when the pidfd is readable; it is not our child
+	d.Up()
+	if code := d.WaitExit(id); code != 9 {
+		t.Errorf("exit code = %d, want 9", code)
+	}
+	if log := d.Logs(id); log != "bye\n" {
+		t.Errorf("log = %q, want its last word", log)
+	}
+}
+
+func TestKilledMonitorLosesNothing(t *testing.T) {
+	d := testdaemon.Start(t)
+	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'exit 4' TERM; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.02; done")})
+	monitor, err := os.FindProcess(d.Monitor())
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor.Kill()
+	monitor.Wait()
+	if out, code := d.Exec(id, "echo", "in"); out != "in\n" || code != 0 {
+		t.Errorf("exec under the new monitor: %q, %d", out, code)
+	}
+	if _, err := d.ContainerStop(t.Context(), id, client.ContainerStopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if c := d.Inspect(id); c.State.ExitCode != 4 {
+		t.Errorf("exit code = %d, want 4", c.State.ExitCode)
+	}
+	for i, line := range strings.Split(strings.TrimSpace(d.Logs(id)), "\n") {
+		if line != fmt.Sprintf("line %d", i) {
+			t.Fatalf("log line %d is %q", i, line)
+		}
+	}
+}
+
+func TestManyRunsAtOnceLeaveNothing(t *testing.T) {
+	d := testdaemon.Start(t)
+	// One run first, so that what lives as long as the daemon is there.
+	d.Sh("true", container.HostConfig{})
+	before := count(t, d)
+	rounds := 10
+	if testing.Short() {
+		rounds = 2
+	}
+	for range rounds {
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				s := testdaemon.Spec{Config: cmd("true"), Host: container.HostConfig{AutoRemove: true}}
+				id := d.Create(s)
+				w := d.ContainerWait(t.Context(), id, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
+				if _, err := d.ContainerStart(t.Context(), id, client.ContainerStartOptions{}); err != nil {
+					t.Error(err)
+				}
+				select {
+				case <-w.Result:
+				case err := <-w.Error:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	waitGone(t, d, before)
+}
+
+// count is everything a container may leave behind.
+func count(t *testing.T, d *testdaemon.Daemon) map[string]int {
+	t.Helper()
+	dirs := func(pattern string) int {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := d.Info(t.Context(), client.InfoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]int{
+		"interfaces":   len(d.Links()),
+		"mounts":       strings.Count(string(mounts), "\n"),
+		"directories":  dirs(filepath.Join(d.Dir, "data", "containers", "*")),
+		"state":        dirs(filepath.Join(d.Dir, "run", "runtime", "*")),
+		"descriptors":  dirs(fmt.Sprintf("/proc/%d/fd/*", d.Pid())),
+		"monitor's":    dirs(fmt.Sprintf("/proc/%d/fd/*", d.Monitor())),
+		"containers":   info.Info.Containers,
+		"listed rules": elements(t, d),
+	}
+}
+
+// waitGone waits for what the kernel removes in its own time, and fails if
+// something stays.
+func waitGone(t *testing.T, d *testdaemon.Daemon, before map[string]int) {
+	t.Helper()
+	var after map[string]int
+	for range 100 {
+		after = count(t, d)
+		more := false
+		for what, n := range after {
+			more = more || n > before[what]
+		}
+		if !more {
+			return
+		}
+		d.Sh("sleep 0.05", container.HostConfig{NetworkMode: "none"})
+	}
+	t.Errorf("before %v, after %v", before, after)
+}
+
+func TestUsedPortIsRefusedWithItsHolder(t *testing.T) {
+	d := testdaemon.Start(t)
+	_, bindings := published(80, 8002)
+	d.RunDetached(testdaemon.Spec{Name: "first", Config: cmd("sleep", "1000"), Host: container.HostConfig{PortBindings: bindings}})
+	second := d.Create(testdaemon.Spec{Name: "second", Config: cmd("sleep", "1000"), Host: container.HostConfig{PortBindings: bindings}})
+	_, err := d.ContainerStart(t.Context(), second, client.ContainerStartOptions{})
+	if err == nil || !strings.Contains(err.Error(), "port is already allocated") || !strings.Contains(err.Error(), "first") {
+		t.Errorf("start with a used port: %v, want it refused and the holder named", err)
+	}
+
+	var l net.Listener
+	if err := d.InNetNS(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:8003"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, bindings = published(80, 8003)
+	third := d.Create(testdaemon.Spec{Name: "third", Config: cmd("sleep", "1000"), Host: container.HostConfig{PortBindings: bindings}})
+	_, err = d.ContainerStart(t.Context(), third, client.ContainerStartOptions{})
+	if err == nil || !strings.Contains(err.Error(), "address already in use") || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("start with a port that this process holds: %v, want it refused and process %d named", err, os.Getpid())
+	}
+	if c := d.Inspect(third); c.State.Running || c.State.Error == "" {
+		t.Errorf("refused container: %+v, want it stopped with the reason", c.State)
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	d := testdaemon.Start(t)
+	for _, name := range []string{"one", "two"} {
+		if _, err := d.NetworkCreate(t.Context(), name, client.NetworkCreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.NetworkRemove(t.Context(), name, client.NetworkRemoveOptions{}) })
+	}
+	if _, err := d.NetworkCreate(t.Context(), "inner", client.NetworkCreateOptions{Internal: true}); err != nil {
+		t.Fatal(err)
+	}
+	ports, bindings := published(80, 8004)
+	conf := sh("mkdir /w; echo hello > /w/f; httpd -f -p 80 -h /w")
+	conf.ExposedPorts = ports
+	web := d.RunDetached(testdaemon.Spec{Name: "web", Config: conf, Host: container.HostConfig{NetworkMode: "one", PortBindings: bindings}})
+	ip := d.Inspect(web).NetworkSettings.Networks["one"].IPAddress.String()
+	gateway := d.Inspect(web).NetworkSettings.Networks["one"].Gateway.String()
+	fetch := func(from, host string) string {
+		return d.Sh("printf 'GET /f HTTP/1.0\\r\\n\\r\\n' | timeout 2 nc "+host+" | tail -1; true", container.HostConfig{NetworkMode: container.NetworkMode(from)})
+	}
+	for _, tt := range []struct{ name, from, host, want string }{
+		{"by-name-on-its-network", "one", "web 80", "hello\n"},
+		{"not-from-another-network", "two", ip + " 80", ""},
+		{"not-from-the-default-network", "bridge", ip + " 80", ""},
+		{"not-from-an-internal-network", "inner", ip + " 80", ""},
+		{"published-port-from-another-network", "two", gateway + " 8004", "hello\n"},
+		{"published-port-from-its-own-network", "one", gateway + " 8004", "hello\n"},
+		{"published-port-from-host-network", "host", "127.0.0.1 8004", "hello\n"},
+		{"host-loopback-is-out-of-reach", "one", "127.0.0.1 8004", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := fetch(tt.from, tt.host); got != tt.want {
+				t.Errorf("from network %s to %s: %q, want %q", tt.from, tt.host, got, tt.want)
+			}
+		})
+	}
+	for _, host := range []string{"127.0.0.1", "[::1]", gateway} {
+		if got, err := d.Get("http://" + host + ":8004/f"); got != "hello\n" {
+			t.Errorf("from the host by %s: %q, %v", host, got, err)
+		}
+	}
+	if out, _ := d.Exec(web, "sh", "-c", "printf 'GET /f HTTP/1.0\\r\\n\\r\\n' | timeout 2 nc "+gateway+" 8004 | tail -1"); out != "hello\n" {
+		t.Errorf("from itself by the host's address: %q, want hello", out)
+	}
+	if out := d.Sh("nslookup web 2>&1 | tail -3; nslookup nosuch.invalid 2>&1; true", container.HostConfig{NetworkMode: "two"}); strings.Contains(out, ip) {
+		t.Errorf("a name of another network resolves: %s", out)
+	}
+	if _, err := d.NetworkRemove(t.Context(), "one", client.NetworkRemoveOptions{}); err == nil || !strings.Contains(err.Error(), "active endpoints") {
+		t.Errorf("remove of a network in use: %v, want it refused", err)
+	}
+	if _, err := d.NetworkConnect(t.Context(), "two", client.NetworkConnectOptions{Container: web}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fetch("two", "web 80"); got != "hello\n" {
+		t.Errorf("after connect: %q, want hello", got)
+	}
+	if _, err := d.NetworkDisconnect(t.Context(), "two", client.NetworkDisconnectOptions{Container: web}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fetch("two", "web 80"); got != "" {
+		t.Errorf("after disconnect: %q, want nothing", got)
+	}
+}
+
+func TestVolumes(t *testing.T) {
+	d := testdaemon.Start(t)
+	d.RunDetached(testdaemon.Spec{Name: "user", Config: cmd("sleep", "1000"), Host: container.HostConfig{Binds: []string{"data:/etc", "data:/mnt/again:ro"}}})
+	if out, _ := d.Exec("user", "sh", "-c", "grep -c root /etc/passwd; echo x > /etc/new; cat /mnt/again/new; touch /mnt/again/y"); !strings.HasPrefix(out, "1\nx\n") || !strings.Contains(out, "Read-only") {
+		t.Errorf("volume at two places: %q, want the image's content, the new file, and one place read-only", out)
+	}
+	_, err := d.VolumeRemove(t.Context(), "data", client.VolumeRemoveOptions{})
+	if err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("remove of a volume in use: %v, want it refused", err)
+	}
+	if _, err := d.ContainerRemove(t.Context(), "user", client.ContainerRemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if out := d.Sh("cat /v/new", container.HostConfig{Binds: []string{"data:/v"}}); out != "x\n" {
+		t.Errorf("content after its container is gone: %q, want x", out)
+	}
+	if _, err := d.VolumeRemove(t.Context(), "data", client.VolumeRemoveOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLifeCycle(t *testing.T) {
+	d := testdaemon.Start(t)
+	t.Run("restart-policy-restarts-until-stopped", func(t *testing.T) {
+		id := d.RunDetached(testdaemon.Spec{Config: sh("exit 3"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}})
+		d.WaitFor(id, "restarted twice", func(c container.InspectResponse) bool { return c.RestartCount >= 2 })
+		if _, err := d.ContainerStop(t.Context(), id, client.ContainerStopOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if c := d.Inspect(id); c.State.Running || c.State.ExitCode != 3 {
+			t.Errorf("after stop: %+v", c.State)
+		}
+	})
+	t.Run("on-failure-gives-up", func(t *testing.T) {
+		id := d.RunDetached(testdaemon.Spec{Config: sh("exit 3"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "on-failure", MaximumRetryCount: 2}}})
+		c := d.WaitFor(id, "given up", func(c container.InspectResponse) bool { return !c.State.Running })
+		if c.RestartCount != 2 {
+			t.Errorf("restarts = %d, want 2", c.RestartCount)
+		}
+	})
+	t.Run("health", func(t *testing.T) {
+		conf := sh("touch /ok; sleep 1000")
+		conf.Healthcheck = &container.HealthConfig{Test: []string{"CMD", "test", "-e", "/ok"}, Interval: 20e6, Retries: 2}
+		id := d.RunDetached(testdaemon.Spec{Config: conf})
+		d.WaitFor(id, "healthy", func(c container.InspectResponse) bool { return c.State.Health.Status == container.Healthy })
+		d.Exec(id, "rm", "/ok")
+		c := d.WaitFor(id, "unhealthy", func(c container.InspectResponse) bool { return c.State.Health.Status == container.Unhealthy })
+		if c.State.Health.FailingStreak < 2 {
+			t.Errorf("failing streak = %d, want 2 or more", c.State.Health.FailingStreak)
+		}
+	})
+	t.Run("out-of-memory-is-told", func(t *testing.T) {
+		id := d.RunDetached(testdaemon.Spec{Config: sh("head -c 100m /dev/zero | tail"), Host: container.HostConfig{Resources: container.Resources{Memory: 16 << 20}}})
+		d.WaitExit(id)
+		if c := d.Inspect(id); !c.State.OOMKilled {
+			t.Errorf("state = %+v, want OOMKilled", c.State)
+		}
+	})
+	t.Run("stop-kills-what-does-not-listen", func(t *testing.T) {
+		id := d.RunDetached(testdaemon.Spec{Config: sh("trap '' TERM; while true; do sleep 1; done")})
+		now := 0
+		if _, err := d.ContainerStop(t.Context(), id, client.ContainerStopOptions{Timeout: &now}); err != nil {
+			t.Fatal(err)
+		}
+		if c := d.Inspect(id); c.State.ExitCode != 137 {
+			t.Errorf("exit code = %d, want 137", c.State.ExitCode)
+		}
+	})
+	t.Run("pause-holds-and-unpause-lets-go", func(t *testing.T) {
+		id := d.RunDetached(testdaemon.Spec{Config: cmd("sleep", "1000")})
+		if _, err := d.ContainerPause(t.Context(), id, client.ContainerPauseOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if c := d.Inspect(id); c.State.Status != "paused" {
+			t.Errorf("status = %s, want paused", c.State.Status)
+		}
+		if _, err := d.ContainerUnpause(t.Context(), id, client.ContainerUnpauseOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := d.Exec(id, "echo", "in"); out != "in\n" {
+			t.Errorf("exec after unpause: %q", out)
+		}
+	})
+}
+
+func TestBadRequestsAreRefusedClearly(t *testing.T) {
+	d := testdaemon.Start(t)
+	d.RunDetached(testdaemon.Spec{Name: "taken", Config: cmd("sleep", "1000")})
+	raw := http.Client{Transport: &http.Transport{DialContext: dialUnix(d.Socket), DisableKeepAlives: true}}
+	tests := []struct {
+		name, method, path, body string
+		status                   int
+		want                     string
+	}{
+		{"broken-json", "POST", "/containers/create", "{", 400, "invalid JSON"},
+		{"no-body", "POST", "/containers/create", "", 400, "EOF"},
+		{"no-image", "POST", "/containers/create", `{"Image":"nosuch"}`, 404, "No such image: nosuch:latest"},
+		{"used-name", "POST", "/containers/create?name=taken", `{"Image":"busybox"}`, 409, "is already in use by container"},
+		{"bad-name", "POST", "/containers/create?name=a/b", `{"Image":"busybox"}`, 400, "Invalid container name"},
+		{"too-little-memory", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Memory":1000}}`, 400, "6MB"},
+		{"unknown-network", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"NetworkMode":"nosuch"}}`, 404, "network nosuch not found"},
+		{"relative-mount", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
+		{"missing-bind", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Mounts":[{"Type":"bind","Source":"/nosuch","Target":"/x"}]}}`, 400, "bind source path does not exist: /nosuch"},
+		{"unknown-capability", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"CapAdd":["FLY"]}}`, 400, "unknown capability"},
+		{"unknown-container", "POST", "/containers/nosuch/start", "", 404, "No such container: nosuch"},
+		{"running-container", "DELETE", "/containers/taken", "", 409, "stop the container before removing or force remove"},
+		{"start-twice", "POST", "/containers/taken/start", "", 304, ""},
+		{"new-version", "GET", "/v1.99/info", "", 400, "client version 1.99 is too new. Maximum supported API version is 1.56"},
+		{"old-version", "GET", "/v1.10/info", "", 400, "client version 1.10 is too old"},
+		{"oldest-version", "GET", "/v1.22/info", "", 200, ""},
+		{"unknown-route", "GET", "/nosuch", "", 404, "page not found"},
+		{"swarm", "GET", "/services", "", 503, "not a swarm manager"},
+		{"bad-filter", "GET", "/containers/json?filters=%7B%22colour%22%3A%5B%22red%22%5D%7D", "", 400, "invalid filter 'colour'"},
+		{"image-in-use", "DELETE", "/images/busybox", "", 409, "conflict"},
+		{"build-with-an-unknown-instruction", "POST", "/build", "FORM x\n", 400, "unknown instruction: FORM"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://minke"+tt.path, strings.NewReader(tt.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := raw.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			var buf strings.Builder
+			if _, err := copyAll(&buf, resp.Body); err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != tt.status || !strings.Contains(buf.String(), tt.want) {
+				t.Errorf("%s %s: %d %s; want %d and %q", tt.method, tt.path, resp.StatusCode, buf.String(), tt.status, tt.want)
+			}
+			if tt.status >= 400 && !strings.HasPrefix(buf.String(), `{"message":"`) {
+				t.Errorf("error body %s, want an object with a message", buf.String())
+			}
+		})
+	}
+}
+
+func TestProgramThatCannotRun(t *testing.T) {
+	d := testdaemon.Start(t)
+	for _, tt := range []struct {
+		name, command, want string
+		code                int
+	}{
+		{"not-found", "nosuch", "executable file not found in $PATH", 127},
+		{"no-such-path", "/bin/nosuch", "no such file or directory", 127},
+		{"directory", "/etc", "permission denied", 126},
+		{"not-executable", "/etc/passwd", "permission denied", 126},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			id := d.Create(testdaemon.Spec{Config: cmd(tt.command)})
+			_, err := d.ContainerStart(t.Context(), id, client.ContainerStartOptions{})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("start: %v, want %q", err, tt.want)
+			}
+			if c := d.Inspect(id); c.State.ExitCode != tt.code || c.State.Status != container.StateCreated {
+				t.Errorf("state %s, exit code %d; want created, %d", c.State.Status, c.State.ExitCode, tt.code)
+			}
+		})
+	}
+}
+
+func TestSecondDaemonOnADataRootIsRefused(t *testing.T) {
+	d := testdaemon.Start(t)
+	out, err := minked(t, "--data-root", filepath.Join(d.Dir, "data"), "--exec-root", filepath.Join(d.Dir, "run2"), "-H", "unix://"+filepath.Join(d.Dir, "b.sock"), "--pidfile", "")
+	if err == nil || !strings.Contains(out, "in use by another minked") {
+		t.Errorf("second daemon: %v, %s; want it refused", err, out)
+	}
+}
+
+func TestDamagedRecordIsSetAside(t *testing.T) {
+	d := testdaemon.Start(t)
+	bad := d.Create(testdaemon.Spec{Name: "bad", Config: cmd("true")})
+	d.Create(testdaemon.Spec{Name: "good", Config: cmd("true")})
+	d.Stop()
+	damage(t, filepath.Join(d.Dir, "data", "minke.db"), bad)
+	d.Up()
+	list, err := d.ContainerList(t.Context(), client.ContainerListOptions{All: true})
+	if err != nil || len(list.Items) != 1 || list.Items[0].Names[0] != "/good" {
+		t.Errorf("containers after damage: %v, %v; want the good one", list.Items, err)
+	}
+	if !strings.Contains(d.Log(), bad) {
+		t.Errorf("the log does not name the damaged record")
+	}
+}
