@@ -26,7 +26,7 @@ type Monitor struct {
 // Open finds the monitor of o.Dir, or starts one.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
 	m := &Monitor{opts: o, filters: filters{dir: filepath.Join(o.Dir, "seccomp")}}
-	k, err := startKeeper(ctx, o)
+	k, err := startKeeper(o)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/reap"
 	"github.com/minke-os/minke/runtime/internal/spawn"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
@@ -79,7 +80,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 	theirs.close() // else the client would never see the end of its streams
 	if err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
-		reap(pidfd)
+		reap.Wait(pidfd)
 		pidfd.Close()
 		ours.close()
 		return 0, nil, nil, err
@@ -145,7 +146,10 @@ func (s stdio) named() (names []string, files []*os.File) {
 }
 
 func (c *container) awaitExecEnd(p *process, id string, pidfd *os.File) {
-	code := reap(pidfd)
+	code, err := reap.Wait(pidfd)
+	if err != nil {
+		code = lostCode
+	}
 	pidfd.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,10 +13,12 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +57,9 @@ func Run(dir string, ready func()) error {
 		return err
 	}
 	m := &Monitor{dir: dir, listener: l, containers: map[string]*container{}, watchers: map[*watcher]bool{}}
+	if err := m.load(); err != nil {
+		return fmt.Errorf("load the containers' state: %w", err)
+	}
 	ready()
 	return m.serve()
 }
@@ -64,11 +69,16 @@ func acquire(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, errdef.Busy.Errorf("another monitor serves %s", filepath.Dir(path))
+	// One that was just killed may still be closing its files.
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, errdef.Busy.Errorf("another monitor serves %s", filepath.Dir(path))
+		}
 	}
-	return f, nil
 }
 
 func (m *Monitor) serve() error {
@@ -143,6 +153,10 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 		return m.list(), nil, nil
 	case wire.Shutdown:
 		return wire.Reply{}, nil, m.shutdown()
+	case wire.Adopt:
+		return wire.Reply{}, nil, m.adopt(req, files)
+	case wire.Settle:
+		return wire.Reply{}, nil, m.settle()
 	}
 	c, err := m.container(req.ID)
 	if err != nil {
@@ -163,6 +177,8 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 		return wire.Reply{}, nil, c.update(req.Resources)
 	case wire.Delete:
 		return wire.Reply{}, nil, m.remove(ctx, c)
+	case wire.Exited:
+		return wire.Reply{}, nil, c.exited(req.Code)
 	case wire.Exec:
 		return c.exec(ctx, req, files)
 	case wire.WaitExec:

@@ -36,8 +36,11 @@ const (
 	CloseStdin Op = "closestdin"
 	Detach     Op = "detach"
 
-	Adopt  Op = "adopt"  // after a crash: a container's handles
-	Exited Op = "exited" // the client reaped an adopted container: Status
+	// After a monitor died: a container's Handles; the exit Code of one that
+	// became the client's child; and that no more handles will come.
+	Adopt  Op = "adopt"
+	Exited Op = "exited"
+	Settle Op = "settle"
 )
 
 // A Request is what a client sends.
@@ -54,7 +57,7 @@ type Request struct {
 	Height    uint16                `json:"height,omitempty"`
 	Resources *specs.LinuxResources `json:"resources,omitempty"`
 	Handles   []string              `json:"handles,omitempty"`
-	Exit      *Exit                 `json:"exit,omitempty"`
+	Code      int                   `json:"code,omitempty"`
 }
 
 // Streams names the streams that are wanted.
@@ -134,12 +137,13 @@ const (
 
 // Names of handles.
 const (
-	HandlePidfd  = "pidfd"
-	HandleInit   = "init" // the socket of an init that waits for Start
-	HandleStdin  = "stdin"
-	HandleStdout = "stdout"
-	HandleStderr = "stderr"
-	HandleTTY    = "tty"
+	HandlePidfd   = "pidfd"
+	HandleInit    = "init" // the socket of an init that waits for Start
+	HandleStdin   = "stdin"
+	HandleStdout  = "stdout"
+	HandleStderr  = "stderr"
+	HandleTTY     = "tty"
+	HandleJournal = "journal" // output that is not in the log yet
 )
 
 // Error is an error on its way between processes.
