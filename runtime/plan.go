@@ -64,10 +64,40 @@ func check(c Container) error {
 		return errdef.Invalid.Errorf("container %s: the configuration has no process or no linux section", c.ID)
 	case c.Rootfs == nil && (s.Root == nil || s.Root.Path == ""):
 		return errdef.Invalid.Errorf("container %s: the configuration has no root", c.ID)
-	case !strings.HasPrefix(s.Process.Cwd, "/"):
+	case !filepath.IsAbs(s.Process.Cwd):
 		return errdef.Invalid.Errorf("container %s: the working directory %q is not absolute", c.ID, s.Process.Cwd)
 	}
-	return nil
+	return refuse(c.ID, s)
+}
+
+// refuse says what this runtime does not do, rather than leave it undone.
+func refuse(id string, s *specs.Spec) error {
+	what := ""
+	switch {
+	case s.Hooks != nil && hooks(s.Hooks) > 0:
+		what = "hooks"
+	case s.Process.ApparmorProfile != "" && s.Process.ApparmorProfile != "unconfined":
+		what = "AppArmor profiles"
+	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":
+		what = "SELinux labels"
+	case s.Linux.IntelRdt != nil:
+		what = "Intel RDT"
+	case len(s.Linux.TimeOffsets) > 0 || len(s.Linux.NetDevices) > 0:
+		what = "time offsets and moving network devices"
+	}
+	for _, ns := range s.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace && ns.Path != "" {
+			what = "joining a user namespace"
+		}
+	}
+	if what == "" {
+		return nil
+	}
+	return errdef.Unsupported.Errorf("container %s: this runtime does not do %s; use --runtime runc", id, what)
+}
+
+func hooks(h *specs.Hooks) int {
+	return len(h.Prestart) + len(h.CreateRuntime) + len(h.CreateContainer) + len(h.StartContainer) + len(h.Poststart) + len(h.Poststop)
 }
 
 // root is the directory that is, or that will carry, the root file system. An

@@ -104,7 +104,7 @@ func attributes(p Process) (*syscall.ProcAttr, int, error) {
 
 // env keeps the short-lived Go program small: one thread's worth of work and
 // nothing to collect.
-var env = []string{"GOMAXPROCS=1", "GOGC=off"}
+var env = []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 
 func mappings(m []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 	var out []syscall.SysProcIDMap
