@@ -24,6 +24,7 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 	}
 	launch := &wire.Launch{
 		Terminal: s.Process.Terminal, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
+		Inherit: len(c.Inherit) == 3, Bundle: c.Bundle,
 		OOMScoreAdj: s.Process.OOMScoreAdj,
 		Log:         wire.Log{Path: c.Log.Path, MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles},
 		Namespaces:  s.Linux.Namespaces, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings,

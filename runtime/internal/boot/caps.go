@@ -125,3 +125,12 @@ func rawSetgroups(trap uintptr, n int, p unsafe.Pointer) error {
 	}
 	return nil
 }
+
+// Capabilities lists all that are known.
+func Capabilities() []string {
+	var names []string
+	for _, n := range capNames {
+		names = append(names, "CAP_"+n)
+	}
+	return names
+}

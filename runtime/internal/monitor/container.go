@@ -71,7 +71,7 @@ func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
 }
 
 func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
-	if len(files) != 1 || req.Launch == nil || req.ID == "" {
+	if len(files) == 0 || req.Launch == nil || req.ID == "" || req.Launch.Inherit != (len(files) == 4) {
 		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
 	}
 	c := m.newContainer(req.ID, req.Launch)
@@ -84,7 +84,7 @@ func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.
 	if taken {
 		return wire.Reply{}, nil, errdef.Conflict.Errorf("container %s exists already", c.id)
 	}
-	warnings, err := c.launchInit(files[0])
+	warnings, err := c.launchInit(files[0], files[1:])
 	if err != nil {
 		m.forget(c)
 		return wire.Reply{}, nil, err
@@ -100,11 +100,11 @@ func (m *Monitor) forget(c *container) {
 }
 
 // launchInit clones the init and begins to watch it.
-func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+func (c *container) launchInit(config *os.File, inherit []*os.File) (warnings []string, err error) {
 	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
-	if err := c.spawnInit(config); err != nil {
+	if err := c.spawnInit(config, inherit); err != nil {
 		c.group.Remove()
 		return nil, err
 	}
@@ -121,11 +121,11 @@ func (c *container) cgroupPath() string {
 	return "/minke/" + c.id
 }
 
-func (c *container) spawnInit(config *os.File) error {
+func (c *container) spawnInit(config *os.File, inherit []*os.File) error {
 	if err := c.openLog(); err != nil {
 		return err
 	}
-	ours, theirs, err := openStdio(c.launch)
+	ours, theirs, err := openStdio(c.launch, inherit)
 	if err != nil {
 		return err
 	}
@@ -424,7 +424,7 @@ func (c *container) wait(ctx context.Context) (wire.Reply, []*os.File, error) {
 func (c *container) state() wire.State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return wire.State{ID: c.id, Pid: c.pid, Status: c.status, Exit: c.exit, Cgroups: c.group.Paths}
+	return wire.State{ID: c.id, Pid: c.pid, Bundle: c.launch.Bundle, Status: c.status, Exit: c.exit, Cgroups: c.group.Paths}
 }
 
 func (m *Monitor) remove(ctx context.Context, c *container) error {

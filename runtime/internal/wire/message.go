@@ -17,7 +17,7 @@ type Op string
 const (
 	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
 	Shutdown Op = "shutdown" // end the monitor
-	Create   Op = "create"   // Launch; descriptors: the boot configuration
+	Create   Op = "create"   // Launch; descriptors: the boot configuration, then 0–2 if they are inherited
 	Start    Op = "start"
 	Kill     Op = "kill" // Signal, All
 	Wait     Op = "wait"
@@ -75,10 +75,12 @@ type Launch struct {
 	Width    uint16 `json:"width,omitempty"`
 	Height   uint16 `json:"height,omitempty"`
 
-	Stdin       bool `json:"stdin,omitempty"`
-	StdinOnce   bool `json:"stdinOnce,omitempty"`
-	OOMScoreAdj *int `json:"oom,omitempty"`
-	Log         Log  `json:"log,omitzero"`
+	Stdin       bool   `json:"stdin,omitempty"`
+	Inherit     bool   `json:"inherit,omitempty"` // the descriptors 0–2 come with the request; no log, nothing to attach to
+	Bundle      string `json:"bundle,omitempty"`
+	StdinOnce   bool   `json:"stdinOnce,omitempty"`
+	OOMScoreAdj *int   `json:"oom,omitempty"`
+	Log         Log    `json:"log,omitzero"`
 
 	Namespaces  []specs.LinuxNamespace `json:"ns,omitempty"`
 	UIDMappings []specs.LinuxIDMapping `json:"uids,omitempty"`
@@ -116,6 +118,7 @@ type Exit struct {
 type State struct {
 	ID      string            `json:"id"`
 	Pid     int               `json:"pid"`
+	Bundle  string            `json:"bundle,omitempty"`
 	Status  string            `json:"status"`
 	Exit    *Exit             `json:"exit,omitempty"`
 	Cgroups map[string]string `json:"cgroups,omitempty"`
