@@ -12,19 +12,32 @@ import (
 	"github.com/minke-os/minke/runtime/jsonlog"
 )
 
-// killMonitor kills the process that serves b's directory.
-func (b *box) killMonitor() {
+// monitorConn connects to the process that serves b's directory.
+func (b *box) monitorConn() (*wire.Conn, int) {
 	b.t.Helper()
 	conn, err := wire.Dial(socketPath(b.options().Dir))
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	defer conn.Close()
 	cred, err := unix.GetsockoptUcred(conn.FD(), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := unix.Kill(int(cred.Pid), unix.SIGKILL); err != nil {
+	return conn, int(cred.Pid)
+}
+
+func (b *box) monitorPid() int {
+	conn, pid := b.monitorConn()
+	conn.Close()
+	return pid
+}
+
+func (b *box) killMonitor() {
+	b.t.Helper()
+	conn, pid := b.monitorConn()
+	defer conn.Close()
+	err := unix.Kill(pid, unix.SIGKILL)
+	if err != nil {
 		b.t.Fatal(err)
 	}
 	// Until its end has closed all it had, the socket would still accept.

@@ -27,7 +27,7 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 		Inherit: len(c.Inherit) == 3, Bundle: c.Bundle,
 		OOMScoreAdj: s.Process.OOMScoreAdj,
 		Log:         wire.Log{Path: c.Log.Path, MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles},
-		Namespaces:  s.Linux.Namespaces, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings,
+		Namespaces:  s.Linux.Namespaces,
 		CgroupsPath: s.Linux.CgroupsPath, Resources: s.Linux.Resources,
 	}
 	cfg := &boot.Config{
@@ -87,8 +87,8 @@ func refuse(id string, s *specs.Spec) error {
 		what = "time offsets and moving network devices"
 	}
 	for _, ns := range s.Linux.Namespaces {
-		if ns.Type == specs.UserNamespace && ns.Path != "" {
-			what = "joining a user namespace"
+		if ns.Type == specs.UserNamespace {
+			what = "user namespaces"
 		}
 	}
 	if what == "" {

@@ -342,7 +342,7 @@ func features(context.Context, global, []string) error {
 		OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
 		MountOptions: boot.MountOptions(),
 		Linux: &ocifeatures.Linux{
-			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"},
+			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
 			Capabilities: boot.Capabilities(),
 			Cgroup:       &ocifeatures.Cgroup{V1: &yes, V2: &yes},
 			Seccomp:      &ocifeatures.Seccomp{Enabled: &yes},

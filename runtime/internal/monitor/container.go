@@ -155,13 +155,14 @@ func (c *container) clone(p spawn.Process) (spawn.Child, error) {
 		defer dir.Close()
 		p.Cgroup = int(dir.Fd())
 	}
-	child, err := spawn.Start(p)
+	child, err := c.m.children.start(p)
 	if err != nil {
 		return child, err
 	}
 	if err := c.admit(p.Launch, child); err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
 		unix.Wait4(child.Pid, nil, 0, nil)
+		c.m.children.forget(child.Pid)
 		unix.Close(child.Pidfd)
 		child.Conn.Close()
 		return child, err
@@ -293,6 +294,7 @@ func (c *container) awaitCode() int {
 		return c.awaitAdopted()
 	}
 	code, err := reap.Wait(c.pidfd)
+	c.m.children.forget(c.pid)
 	if err != nil {
 		return lostCode // somebody else collected our child
 	}

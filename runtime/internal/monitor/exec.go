@@ -81,6 +81,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 	if err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
 		reap.Wait(pidfd)
+		c.m.children.forget(child.Pid)
 		pidfd.Close()
 		ours.close()
 		return 0, nil, nil, err
@@ -89,7 +90,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		p.tty = keep(tty)
 		ours = terminalEnds(p.tty, req.Streams)
 	}
-	go c.awaitExecEnd(p, req.ExecID, pidfd)
+	go c.awaitExecEnd(p, req.ExecID, child.Pid, pidfd)
 	names, files = ours.named()
 	return child.Pid, names, files, nil
 }
@@ -145,8 +146,9 @@ func (s stdio) named() (names []string, files []*os.File) {
 	return names, files
 }
 
-func (c *container) awaitExecEnd(p *process, id string, pidfd *os.File) {
+func (c *container) awaitExecEnd(p *process, id string, pid int, pidfd *os.File) {
 	code, err := reap.Wait(pidfd)
+	c.m.children.forget(pid)
 	if err != nil {
 		code = lostCode
 	}

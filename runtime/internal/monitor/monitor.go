@@ -36,6 +36,8 @@ const (
 type Monitor struct {
 	dir      string
 	listener *wire.Listener
+	trim     trimmer
+	children children
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -46,7 +48,7 @@ type Monitor struct {
 // Run serves dir until it is asked to shut down. It calls ready once when
 // clients can connect.
 func Run(dir string, ready func()) error {
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(25) // garbage is collected at 1 MB, not at 4
 	lock, err := acquire(filepath.Join(dir, LockName))
 	if err != nil {
 		return err
@@ -57,10 +59,14 @@ func Run(dir string, ready func()) error {
 		return err
 	}
 	m := &Monitor{dir: dir, listener: l, containers: map[string]*container{}, watchers: map[*watcher]bool{}}
+	if err := m.children.adoptOrphans(); err != nil {
+		return err
+	}
 	if err := m.load(); err != nil {
 		return fmt.Errorf("load the containers' state: %w", err)
 	}
 	ready()
+	m.trim.busy()
 	return m.serve()
 }
 
@@ -107,6 +113,7 @@ func (m *Monitor) call(conn *wire.Conn) {
 	if err != nil {
 		return
 	}
+	m.trim.busy()
 	defer closeFiles(files)
 	switch req.Op {
 	case wire.Watch:

@@ -74,17 +74,23 @@ func Recorded(pidfd int) (code int, ok bool) {
 
 const cldExited = 1 // CLD_EXITED; the other codes of waitid mean a signal
 
-// exitCode reads si_status, which package unix leaves in the unnamed part of
-// the structure: after pid and uid, at the same place relative to the union's
-// start on all architectures.
 func exitCode(info *unix.Siginfo) int {
+	status := int(field(info, 8))
+	if info.Code == cldExited {
+		return status & 0xff
+	}
+	return 128 + status&0x7f
+}
+
+// Pid is the process that waitid tells of.
+func Pid(info *unix.Siginfo) int { return int(field(info, 0)) }
+
+// field reads from the part of the structure that package unix leaves unnamed:
+// pid, uid and status lie at its start on all architectures.
+func field(info *unix.Siginfo, offset uintptr) int32 {
 	union := unsafe.Offsetof(info.Code) + 4
 	if unsafe.Sizeof(uintptr(0)) == 8 {
-		union += 4 // the union is aligned for pointers
+		union += 4 // it is aligned for pointers
 	}
-	status := *(*int32)(unsafe.Add(unsafe.Pointer(info), union+8))
-	if info.Code == cldExited {
-		return int(status) & 0xff
-	}
-	return 128 + int(status)&0x7f
+	return *(*int32)(unsafe.Add(unsafe.Pointer(info), union+offset))
 }

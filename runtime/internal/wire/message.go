@@ -83,8 +83,6 @@ type Launch struct {
 	Log         Log    `json:"log,omitzero"`
 
 	Namespaces  []specs.LinuxNamespace `json:"ns,omitempty"`
-	UIDMappings []specs.LinuxIDMapping `json:"uids,omitempty"`
-	GIDMappings []specs.LinuxIDMapping `json:"gids,omitempty"`
 	CgroupsPath string                 `json:"cgroup,omitempty"`
 	Resources   *specs.LinuxResources  `json:"resources,omitempty"`
 	Seccomp     string                 `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
