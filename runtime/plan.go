@@ -114,10 +114,22 @@ func (m *Monitor) root(c Container) (string, error) {
 	return filepath.Join(c.Bundle, c.Spec.Root.Path), nil
 }
 
+// warningsOf says what this host cannot give the process.
 func warningsOf(p *specs.Process) []string {
 	var w []string
 	if missing := boot.MissingCaps(p.Capabilities); len(missing) > 0 {
 		w = append(w, "this host cannot give the container "+strings.Join(missing, ", "))
+	}
+	if boot.HasCap("CAP_SYS_RESOURCE") {
+		return w
+	}
+	for _, l := range p.Rlimits {
+		if most, ok := boot.HardLimit(l.Type); ok && l.Hard > most {
+			w = append(w, fmt.Sprintf("this host allows %s of at most %d, not %d", l.Type, most, l.Hard))
+		}
+	}
+	if p.OOMScoreAdj != nil && *p.OOMScoreAdj < 0 {
+		w = append(w, fmt.Sprintf("this host may not allow an OOM score of %d", *p.OOMScoreAdj))
 	}
 	return w
 }

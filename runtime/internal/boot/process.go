@@ -96,6 +96,17 @@ func clampRlimit(which int, want unix.Rlimit) error {
 	return unix.Prlimit(0, which, &want, nil)
 }
 
+// HardLimit is how far this process may raise a limit.
+func HardLimit(name string) (uint64, bool) {
+	which, ok := rlimits[name]
+	if !ok {
+		return 0, false
+	}
+	var have unix.Rlimit
+	err := unix.Prlimit(0, which, nil, &have)
+	return have.Max, err == nil
+}
+
 var rlimits = map[string]int{
 	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
 	"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
