@@ -192,20 +192,23 @@ func startMonitor(o Options) error {
 func (k *keeper) run() {
 	defer close(k.done)
 	defer k.drop()
-	for {
-		k.hear()
-		k.mu.Lock()
-		if k.ending {
-			k.mu.Unlock()
-			return
-		}
-		k.conn.Close()
-		k.up = make(chan struct{})
-		k.mu.Unlock()
+	for k.hear(); k.lost(); k.hear() {
 		if !k.restart() {
 			return
 		}
 	}
+}
+
+// lost prepares for a new monitor, unless the end of the old one was wanted.
+func (k *keeper) lost() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ending {
+		return false
+	}
+	k.conn.Close()
+	k.up = make(chan struct{})
+	return true
 }
 
 // restart brings a monitor back. One that dies at once is not tried for ever.
@@ -224,7 +227,7 @@ func (k *keeper) restart() bool {
 		k.err = errdef.Unavailable.Errorf("the container monitor died and cannot be started again: %w", err)
 	}
 	close(k.up)
-	return err == nil
+	return err == nil && !k.ending // closed meanwhile, perhaps, with the old connection
 }
 
 // hear takes events until the connection breaks.

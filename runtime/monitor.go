@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -25,6 +26,9 @@ type Monitor struct {
 
 // Open finds the monitor of o.Dir, or starts one.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	m := &Monitor{opts: o, filters: filters{dir: filepath.Join(o.Dir, "seccomp")}}
 	k, err := startKeeper(o)
 	if err != nil {
