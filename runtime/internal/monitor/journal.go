@@ -1,6 +1,9 @@
 package monitor
 
 import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
 	"os"
 	"sync/atomic"
 	"unsafe"
@@ -66,6 +69,8 @@ func (j *journal) stream(i int) *streamJournal {
 	return &streamJournal{
 		state: (*atomic.Uint64)(unsafe.Pointer(&m[0])),
 		size:  (*atomic.Int64)(unsafe.Pointer(&m[8])),
+		plan:  (*atomic.Uint64)(unsafe.Pointer(&m[16])),
+		blank: m[24:32],
 		chunk: m[journalHead : journalHead+chunkSize],
 		part:  m[journalHead+chunkSize:][:partSize],
 	}
@@ -74,6 +79,8 @@ func (j *journal) stream(i int) *streamJournal {
 type streamJournal struct {
 	state *atomic.Uint64 // chunk's length <<32 | part's length
 	size  *atomic.Int64  // of the log before the chunk; notWritten until then
+	plan  *atomic.Uint64 // how much is about to be taken
+	blank []byte         // what chunk begins with before something is taken
 	chunk []byte
 	part  []byte
 }
@@ -82,10 +89,31 @@ type streamJournal struct {
 // comes after.
 const notWritten = -1
 
+// expect notes that n bytes will be taken from the pipe. The monitor may die
+// after the kernel has copied them and before it can note anything: then the
+// chunk no longer begins with what was written there now.
+func (s *streamJournal) expect(n int) {
+	binary.NativeEndian.PutUint64(s.blank, rand.Uint64())
+	copy(s.chunk, s.blank)
+	s.plan.Store(uint64(n))
+}
+
 // begin notes that chunk[:n] was taken from the pipe.
 func (s *streamJournal) begin(n int) {
 	s.size.Store(notWritten)
 	s.state.Store(uint64(n)<<32 | s.state.Load()&0xffffffff)
+	s.plan.Store(0)
+}
+
+// settlePlan finds out whether what was expected was taken.
+func (s *streamJournal) settlePlan() {
+	n := int(s.plan.Load())
+	if n == 0 || n > len(s.chunk) || s.state.Load()>>32 > 0 {
+		return
+	}
+	if look := min(n, len(s.blank)); !bytes.Equal(s.chunk[:look], s.blank[:look]) {
+		s.begin(n)
+	}
 }
 
 // end notes that the chunk is in the log, but for the beginning of a line.
@@ -99,6 +127,7 @@ func (s *streamJournal) end(pending []byte) {
 // undo takes back what the dead monitor was writing when it died, if this was
 // the stream. It comes before both streams' replay.
 func (s *streamJournal) undo(log *jsonlog.Writer) error {
+	s.settlePlan()
 	if size := s.size.Load(); s.state.Load()>>32 > 0 && size >= 0 {
 		if err := log.Truncate(size); err != nil {
 			return err

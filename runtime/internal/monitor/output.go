@@ -91,8 +91,13 @@ func (t *tap) read() (n int) {
 		return 0
 	}
 	raw.Read(func(fd uintptr) bool {
+		buf := t.journal.chunk
+		if there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil && there > 0 {
+			buf = buf[:min(there, len(buf))]
+			t.journal.expect(len(buf))
+		}
 		for {
-			n, err = unix.Read(int(fd), t.journal.chunk)
+			n, err = unix.Read(int(fd), buf)
 			if err != unix.EINTR {
 				return err != unix.EAGAIN
 			}
