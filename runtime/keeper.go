@@ -9,8 +9,12 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/reap"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
@@ -18,10 +22,11 @@ func socketPath(dir string) string { return filepath.Join(dir, "monitor.sock") }
 
 // A keeper watches the monitor: it holds duplicates of the containers'
 // descriptors, hears events, and starts another monitor when the present one
-// dies.
+// dies. It does so until it is closed.
 type keeper struct {
 	opts Options
-	done chan struct{} // closed when run has ended
+	done chan struct{}      // closed when run has ended
+	held map[string]handles // by container; run's alone
 
 	mu     sync.Mutex
 	conn   *wire.Conn    // the watch
@@ -30,24 +35,104 @@ type keeper struct {
 	err    error // why there is no monitor and will be none
 }
 
-func startKeeper(ctx context.Context, o Options) (*keeper, error) {
-	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{})}
+// handles are a container's descriptors by name.
+type handles map[string]*os.File
+
+func (h handles) close() {
+	for _, f := range h {
+		f.Close()
+	}
+}
+
+func startKeeper(o Options) (*keeper, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	conn, err := watch(o.Dir)
-	if err != nil {
-		if err := startMonitor(o); err != nil {
-			return nil, err
-		}
-		if conn, err = watch(o.Dir); err != nil {
-			return nil, err
-		}
+	// When a monitor dies its containers become our children: their exit
+	// codes can then be had.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, os.NewSyscallError("become a subreaper", err)
 	}
-	k.conn = conn
+	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{}), held: map[string]handles{}}
+	if err := k.connect(); err != nil {
+		return nil, err
+	}
 	close(k.up)
 	go k.run()
 	return k, nil
+}
+
+// connect finds or starts a monitor and gives it the containers that are held.
+func (k *keeper) connect() error {
+	conn, err := watch(k.opts.Dir)
+	if err != nil {
+		if err := startMonitor(k.opts); err != nil && !errdef.Is(err, errdef.Busy) {
+			return err
+		}
+		if conn, err = watch(k.opts.Dir); err != nil {
+			return fmt.Errorf("connect to the monitor: %w", err)
+		}
+	}
+	k.mu.Lock()
+	k.conn = conn
+	k.mu.Unlock()
+	for id, h := range k.held {
+		k.hand(id, h)
+	}
+	return k.tell(wire.Request{Op: wire.Settle})
+}
+
+// hand gives a container to the monitor. If another client was faster, the
+// monitor refuses, and that is well.
+func (k *keeper) hand(id string, h handles) {
+	req := wire.Request{Op: wire.Adopt, ID: id}
+	var files []*os.File
+	for name, f := range h {
+		req.Handles, files = append(req.Handles, name), append(files, f)
+	}
+	if err := k.tell(req, files...); err != nil {
+		return
+	}
+	pidfd, err := unix.FcntlInt(h[wire.HandlePidfd].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return
+	}
+	go func() {
+		defer unix.Close(pidfd)
+		if code, ok := reapOrphan(pidfd); ok {
+			k.tell(wire.Request{Op: wire.Exited, ID: id, Code: code})
+		}
+	}()
+}
+
+// reapOrphan waits for a process that became our child, if it did.
+func reapOrphan(pidfd int) (code int, ok bool) {
+	for {
+		// Go's runtime serves other goroutines meanwhile. A pidfd that is
+		// non-blocking would not wait; poll does.
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1); err != nil && err != unix.EINTR {
+			return 0, false
+		}
+		code, done, err := reap.Collect(pidfd)
+		if done || err != nil {
+			return code, err == nil
+		}
+	}
+}
+
+// tell makes a request of which only success matters.
+func (k *keeper) tell(req wire.Request, files ...*os.File) error {
+	conn, err := wire.Dial(socketPath(k.opts.Dir))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	r, got, err := exchange(conn, req, files)
+	closeFiles(got)
+	if err != nil {
+		return err
+	}
+	return r.Err.Err()
 }
 
 // watch connects and returns once the monitor has registered the watch.
@@ -103,18 +188,89 @@ func startMonitor(o Options) error {
 	return nil
 }
 
+// run hears events until the keeper is closed.
 func (k *keeper) run() {
 	defer close(k.done)
+	defer k.drop()
+	for k.hear(); k.lost(); k.hear() {
+		if !k.restart() {
+			return
+		}
+	}
+}
+
+// lost prepares for a new monitor, unless the end of the old one was wanted.
+func (k *keeper) lost() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ending {
+		return false
+	}
+	k.conn.Close()
+	k.up = make(chan struct{})
+	return true
+}
+
+// restart brings a monitor back. One that dies at once is not tried for ever.
+func (k *keeper) restart() bool {
+	k.opts.Logger.Warn("the container monitor died; starting another", "containers", len(k.held))
+	var err error
+	for attempt := range 5 {
+		time.Sleep(time.Duration(attempt*attempt) * 100 * time.Millisecond)
+		if err = k.connect(); err == nil {
+			break
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil && k.err == nil {
+		k.err = errdef.Unavailable.Errorf("the container monitor died and cannot be started again: %w", err)
+	}
+	close(k.up)
+	return err == nil && !k.ending // closed meanwhile, perhaps, with the old connection
+}
+
+// hear takes events until the connection breaks.
+func (k *keeper) hear() {
 	for {
 		var e wire.Event
 		files, err := k.conn.Recv(&e)
 		if err != nil {
 			return
 		}
-		closeFiles(files)
-		if e.Kind == wire.EventOOM && k.opts.OnOOM != nil {
-			k.opts.OnOOM(e.ID)
+		switch e.Kind {
+		case wire.EventHandles:
+			k.hold(e, files)
+		case wire.EventStdin:
+			if f := k.held[e.ID][wire.HandleStdin]; f != nil {
+				f.Close()
+				delete(k.held[e.ID], wire.HandleStdin)
+			}
+		case wire.EventGone:
+			k.held[e.ID].close()
+			delete(k.held, e.ID)
+		case wire.EventOOM:
+			if k.opts.OnOOM != nil {
+				k.opts.OnOOM(e.ID)
+			}
 		}
+	}
+}
+
+func (k *keeper) hold(e wire.Event, files []*os.File) {
+	k.held[e.ID].close()
+	h := handles{}
+	for i, f := range files {
+		if i < len(e.Handles) {
+			h[e.Handles[i]] = f
+		}
+	}
+	k.held[e.ID] = h
+}
+
+func (k *keeper) drop() {
+	for _, h := range k.held {
+		h.close()
 	}
 }
 

@@ -1,10 +1,14 @@
 package runtime
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -136,4 +140,70 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("terminal output = %q, want it to have %q", out, want)
 		}
 	}
+}
+
+func TestOrphansAreCollected(t *testing.T) {
+	b := newBox(t)
+	c := b.container("sh", "-c", "sh -c 'sleep 0.01 & echo $!'; exec sleep 1000")
+	c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+	if _, _, err := b.Create(b.ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.Attach(b.ctx, c.ID, false, true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := b.Start(b.ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := bufio.NewReader(s.Stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := "/proc/" + strings.TrimSpace(pid)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err != nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			stat, _ := os.ReadFile(path + "/stat")
+			t.Fatalf("the orphan is still there: %s", stat)
+		}
+	}
+}
+
+func TestSizeOfTheMonitor(t *testing.T) {
+	b := newBox(t)
+	pid := b.monitorPid()
+	for range 5 {
+		b.start(b.container("sleep", "1000"))
+	}
+	const limit = 4000 + 5*100 // kB
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		pss := pssOf(t, pid)
+		if pss <= limit {
+			t.Logf("%d kB", pss)
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the monitor has %d kB with five containers, want at most %d", pss, limit)
+		}
+	}
+}
+
+func pssOf(t *testing.T, pid int) int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := range strings.Lines(string(data)) {
+		var kB int
+		if n, _ := fmt.Sscanf(l, "Pss: %d kB", &kB); n == 1 {
+			return kB
+		}
+	}
+	t.Fatalf("no Pss in %q", data)
+	return 0
 }

@@ -46,17 +46,18 @@ func TestMain(m *testing.M) {
 // box is a monitor with a small image.
 type box struct {
 	*Monitor
-	t     testing.TB
-	ctx   context.Context
-	dir   string
-	image string
-	n     int
+	t        testing.TB
+	ctx      context.Context
+	dir      string // on disk
+	execRoot string // for sockets and state, in memory as on a device
+	image    string
+	n        int
 }
 
 func newBox(t testing.TB) *box {
 	testenv.NeedRoot(t)
 	dir := testenv.DiskDir(t)
-	b := &box{t: t, dir: dir, image: filepath.Join(dir, "image")}
+	b := &box{t: t, dir: dir, execRoot: memoryDir(t), image: filepath.Join(dir, "image")}
 	testenv.BusyboxRoot(t, b.image)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	b.ctx = ctx
@@ -68,8 +69,18 @@ func newBox(t testing.TB) *box {
 	return b
 }
 
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "minke-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func (b *box) options() Options {
-	return Options{Dir: filepath.Join(b.dir, "run"), Binary: binary, Logger: slog.New(slog.NewTextHandler(b.t.Output(), nil))}
+	return Options{Dir: b.execRoot, Binary: binary, Logger: slog.New(slog.NewTextHandler(b.t.Output(), nil))}
 }
 
 func (b *box) open() *Monitor {

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -25,8 +26,11 @@ type Monitor struct {
 
 // Open finds the monitor of o.Dir, or starts one.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	m := &Monitor{opts: o, filters: filters{dir: filepath.Join(o.Dir, "seccomp")}}
-	k, err := startKeeper(ctx, o)
+	k, err := startKeeper(o)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +67,7 @@ func (m *Monitor) Create(ctx context.Context, c Container) (pid int, warnings []
 		return 0, nil, err
 	}
 	defer config.Close()
-	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, config)
+	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, append([]*os.File{config}, c.Inherit...)...)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -121,7 +125,7 @@ func (m *Monitor) List(ctx context.Context) ([]State, error) {
 	r, err := m.ask(ctx, wire.Request{Op: wire.List})
 	var states []State
 	for _, s := range r.States {
-		states = append(states, State{ID: s.ID, Pid: s.Pid, Status: Status(s.Status), Exit: toExit(s.Exit), Cgroups: s.Cgroups})
+		states = append(states, State{ID: s.ID, Pid: s.Pid, Bundle: s.Bundle, Status: Status(s.Status), Exit: toExit(s.Exit), Cgroups: s.Cgroups})
 	}
 	return states, err
 }

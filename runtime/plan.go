@@ -24,9 +24,10 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 	}
 	launch := &wire.Launch{
 		Terminal: s.Process.Terminal, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
+		Inherit: len(c.Inherit) == 3, Bundle: c.Bundle,
 		OOMScoreAdj: s.Process.OOMScoreAdj,
 		Log:         wire.Log{Path: c.Log.Path, MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles},
-		Namespaces:  s.Linux.Namespaces, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings,
+		Namespaces:  s.Linux.Namespaces,
 		CgroupsPath: s.Linux.CgroupsPath, Resources: s.Linux.Resources,
 	}
 	cfg := &boot.Config{
@@ -64,10 +65,40 @@ func check(c Container) error {
 		return errdef.Invalid.Errorf("container %s: the configuration has no process or no linux section", c.ID)
 	case c.Rootfs == nil && (s.Root == nil || s.Root.Path == ""):
 		return errdef.Invalid.Errorf("container %s: the configuration has no root", c.ID)
-	case !strings.HasPrefix(s.Process.Cwd, "/"):
+	case !filepath.IsAbs(s.Process.Cwd):
 		return errdef.Invalid.Errorf("container %s: the working directory %q is not absolute", c.ID, s.Process.Cwd)
 	}
-	return nil
+	return refuse(c.ID, s)
+}
+
+// refuse says what this runtime does not do, rather than leave it undone.
+func refuse(id string, s *specs.Spec) error {
+	what := ""
+	switch {
+	case s.Hooks != nil && hooks(s.Hooks) > 0:
+		what = "hooks"
+	case s.Process.ApparmorProfile != "" && s.Process.ApparmorProfile != "unconfined":
+		what = "AppArmor profiles"
+	case s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "":
+		what = "SELinux labels"
+	case s.Linux.IntelRdt != nil:
+		what = "Intel RDT"
+	case len(s.Linux.TimeOffsets) > 0 || len(s.Linux.NetDevices) > 0:
+		what = "time offsets and moving network devices"
+	}
+	for _, ns := range s.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace {
+			what = "user namespaces"
+		}
+	}
+	if what == "" {
+		return nil
+	}
+	return errdef.Unsupported.Errorf("container %s: this runtime does not do %s; use --runtime runc", id, what)
+}
+
+func hooks(h *specs.Hooks) int {
+	return len(h.Prestart) + len(h.CreateRuntime) + len(h.CreateContainer) + len(h.StartContainer) + len(h.Poststart) + len(h.Poststop)
 }
 
 // root is the directory that is, or that will carry, the root file system. An
@@ -83,10 +114,22 @@ func (m *Monitor) root(c Container) (string, error) {
 	return filepath.Join(c.Bundle, c.Spec.Root.Path), nil
 }
 
+// warningsOf says what this host cannot give the process.
 func warningsOf(p *specs.Process) []string {
 	var w []string
 	if missing := boot.MissingCaps(p.Capabilities); len(missing) > 0 {
 		w = append(w, "this host cannot give the container "+strings.Join(missing, ", "))
+	}
+	if boot.HasCap("CAP_SYS_RESOURCE") {
+		return w
+	}
+	for _, l := range p.Rlimits {
+		if most, ok := boot.HardLimit(l.Type); ok && l.Hard > most {
+			w = append(w, fmt.Sprintf("this host allows %s of at most %d, not %d", l.Type, most, l.Hard))
+		}
+	}
+	if p.OOMScoreAdj != nil && *p.OOMScoreAdj < 0 {
+		w = append(w, fmt.Sprintf("this host may not allow an OOM score of %d", *p.OOMScoreAdj))
 	}
 	return w
 }

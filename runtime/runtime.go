@@ -18,6 +18,7 @@ package runtime
 import (
 	"io"
 	"log/slog"
+	"os"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -52,6 +53,10 @@ type Container struct {
 	StdinOnce bool // close standard input when the first attached client closes it
 
 	Log Log
+
+	// Inherit, if set, are the program's descriptors 0–2. Then there is
+	// nothing to attach to, and no log.
+	Inherit []*os.File
 }
 
 // Log says where output goes. The zero value discards it.
@@ -72,6 +77,7 @@ type Exit struct {
 type State struct {
 	ID      string
 	Pid     int // of its first process, in the host's pid namespace
+	Bundle  string
 	Status  Status
 	Exit    *Exit // when Stopped
 	Cgroups map[string]string

@@ -1,37 +1,40 @@
-// Package command is the command line of minke-runtime.
+// Package command is the command line of minke-runtime: the inner lives of the
+// program, and an OCI runtime.
+//
+// The OCI commands use a monitor of their own below --root. It is started by
+// the first create and ends with the last delete.
 package command
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"os"
+	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/minke-os/minke/runtime"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/monitor"
 )
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
-	if err := run(args); err != nil {
-		fmt.Fprintln(os.Stderr, "minke-runtime:", err)
-		return 1
-	}
-	return 0
-}
-
-func run(args []string) error {
-	applet := ""
 	if len(args) > 0 {
-		applet = args[0]
+		switch args[0] {
+		case "init":
+			boot.Main()
+		case "join":
+			boot.Join()
+		case "monitor":
+			return report(runMonitor(args[1:]), global{})
+		}
 	}
-	switch applet {
-	case "init":
-		boot.Main()
-	case "join":
-		boot.Join()
-	case "monitor":
-		return runMonitor(args[1:])
-	}
-	return fmt.Errorf("unknown command %q", applet)
+	return oci(args)
 }
 
 // readyFD tells the starter that clients can connect: it is closed then.
@@ -39,7 +42,7 @@ const readyFD = 3
 
 func runMonitor(args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("usage: minke-runtime monitor DIR")
+		return errors.New("usage: minke-runtime monitor DIR")
 	}
 	ready := os.NewFile(readyFD, "ready")
 	err := monitor.Run(args[0], func() { ready.Close() })
@@ -47,4 +50,94 @@ func runMonitor(args []string) error {
 		fmt.Fprint(ready, err)
 	}
 	return err
+}
+
+// global are the options before the command.
+type global struct {
+	root, log, logFormat string
+}
+
+// An exitError is a program's exit code that becomes ours.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// commands are all OCI commands.
+var commands = map[string]func(context.Context, global, []string) error{
+	"create": create, "start": start, "state": state, "kill": kill, "delete": remove,
+	"run": run, "list": list, "exec": exec, "ps": ps, "features": features,
+}
+
+const usage = `Usage: minke-runtime [--root DIR] [--log FILE] [--log-format text|json] COMMAND
+
+  create [--bundle DIR] [--pid-file FILE] [--console-socket PATH] ID
+  start ID
+  run    like create and start, waits, and deletes
+  exec   [--process FILE | --cwd DIR --env K=V --tty] [--pid-file FILE] [--detach] ID [COMMAND...]
+  kill   [--all] ID [SIGNAL]
+  delete [--force] ID
+  state ID
+  list   [--quiet] [--format table|json]
+  ps ID
+  features
+`
+
+func oci(args []string) int {
+	var g global
+	var version, ignored bool
+	fs := flag.NewFlagSet("minke-runtime", flag.ContinueOnError)
+	fs.Usage = func() { fmt.Fprint(fs.Output(), usage) }
+	fs.StringVar(&g.root, "root", "/run/minke-runtime", "")
+	fs.StringVar(&g.log, "log", "", "")
+	fs.StringVar(&g.logFormat, "log-format", "text", "")
+	fs.BoolVar(&version, "version", false, "")
+	fs.BoolVar(&ignored, "systemd-cgroup", false, "") // cgroups are made directly
+	fs.BoolVar(&ignored, "debug", false, "")
+	if err := fs.Parse(args); err != nil {
+		return 2
+	}
+	if version {
+		fmt.Printf("minke-runtime version %s\nspec: %s\n", Version, specs.Version)
+		return 0
+	}
+	command, ok := commands[fs.Arg(0)]
+	if !ok {
+		fmt.Fprint(os.Stderr, usage)
+		return 2
+	}
+	return report(command(context.Background(), g, fs.Args()[1:]), g)
+}
+
+// Version is set by the linker.
+var Version = "dev"
+
+// report writes an error where callers of OCI runtimes look for it, and
+// returns the exit code.
+func report(err error, g global) int {
+	if err == nil {
+		return 0
+	}
+	if code, ok := errors.AsType[exitError](err); ok {
+		return int(code)
+	}
+	fmt.Fprintln(os.Stderr, "minke-runtime:", err)
+	if g.log != "" {
+		if f, ferr := os.OpenFile(g.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); ferr == nil {
+			defer f.Close()
+			writeLog(f, g.logFormat, err)
+		}
+	}
+	if s, ok := errors.AsType[*runtime.StartError](err); ok {
+		return s.Code
+	}
+	return 1
+}
+
+func writeLog(w io.Writer, format string, err error) {
+	now := time.Now().UTC().Format(time.RFC3339)
+	if format == "json" {
+		json.NewEncoder(w).Encode(map[string]string{"level": "error", "msg": err.Error(), "time": now})
+		return
+	}
+	fmt.Fprintf(w, "time=%q level=error msg=%q\n", now, err.Error())
 }

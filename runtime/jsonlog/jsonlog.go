@@ -90,7 +90,15 @@ type Stream struct {
 	part []byte    // the beginning of a line
 	at   time.Time // when the line that is going on began; all its pieces carry it
 	now  func() time.Time
+
+	// Mark, if set, is called with the size of the file just before entries of
+	// this stream are appended to it, and with Written after. Nobody else
+	// writes to the file between.
+	Mark func(size int64)
 }
+
+// Written is what Mark is called with after a write.
+const Written = -2
 
 // Stream returns the writer for "stdout" or "stderr".
 func (w *Writer) Stream(name string) *Stream { return &Stream{w: w, name: name, now: time.Now} }
@@ -99,7 +107,11 @@ func (w *Writer) Stream(name string) *Stream { return &Stream{w: w, name: name, 
 func (s *Stream) Write(p []byte) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	pieces := 0
+	s.flushLocked(s.takeLocked(p))
+}
+
+// takeLocked puts the finished pieces into the buffer and counts them.
+func (s *Stream) takeLocked(p []byte) (pieces int) {
 	for now := s.now(); len(p) > 0; {
 		if s.at.IsZero() {
 			s.at = now
@@ -116,7 +128,40 @@ func (s *Stream) Write(p []byte) {
 		}
 		p = p[n:]
 	}
-	s.w.flushLocked(pieces)
+	return pieces
+}
+
+// Pending is the beginning of a line that is not in the file yet. It is valid
+// until the next call.
+func (s *Stream) Pending() []byte { return s.part }
+
+// Restore begins with what another Stream had pending.
+func (s *Stream) Restore(pending []byte) {
+	if len(pending) > 0 {
+		s.part, s.at = append(s.part[:0], pending...), s.now()
+	}
+}
+
+// Skip takes over output of which all finished pieces are in the file already.
+func (s *Stream) Skip(p []byte) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.takeLocked(p)
+	s.w.buf = s.w.buf[:0]
+}
+
+// Truncate takes back what a write that was interrupted left after size.
+func (w *Writer) Truncate(size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil || w.size <= size {
+		return nil
+	}
+	if err := w.f.Truncate(size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
 }
 
 // cut is the length of p up to and including its first newline, at most limit
@@ -141,7 +186,7 @@ func (s *Stream) Flush() {
 		return
 	}
 	s.pieceLocked(nil)
-	s.w.flushLocked(1)
+	s.flushLocked(1)
 	s.at = time.Time{}
 }
 
@@ -153,12 +198,17 @@ func (s *Stream) pieceLocked(p []byte) {
 	s.w.buf = appendEntry(s.w.buf, p, s.name, s.at)
 }
 
-func (w *Writer) flushLocked(pieces int) {
+func (s *Stream) flushLocked(pieces int) {
 	if pieces == 0 {
 		return
 	}
+	w := s.w
 	if w.maxSize > 0 && w.size >= w.maxSize {
 		w.rotateLocked()
+	}
+	if s.Mark != nil {
+		s.Mark(w.size)
+		defer s.Mark(Written)
 	}
 	if !w.writeLocked() {
 		w.dropped += int64(pieces)

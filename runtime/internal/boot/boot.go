@@ -3,8 +3,8 @@
 //
 // The monitor clones it into the container's namespaces and cgroup with five
 // descriptors: 0–2 are the program's, SocketFD leads to the monitor, ConfigFD
-// holds a Config. It reports on the socket, once that everything is ready (with
-// the terminal, if there is one), waits to be started, and execs. The socket
+// holds a Config. It reports on the socket when everything is ready (with the
+// terminal, if there is one), waits to be started, and execs. The socket
 // closes by the exec, which tells the monitor that it worked; everything that
 // goes wrong, before or after the start, is sent as an error instead.
 //
@@ -68,6 +68,7 @@ type Config struct {
 // second one to start the program.
 type Word struct {
 	Seccomp string `json:"seccomp,omitempty"` // with the first: file of a compiled filter
+	Report  bool   `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
 }
 
 // A Report is what the process sends: ready, or an error at any time.
@@ -81,7 +82,7 @@ func Main() { live(initialize) }
 // Join is the life of a further process of a container.
 func Join() { live(join) }
 
-func live(prepare func(*Config, *wire.Conn) (*program, error)) {
+func live(prepare func(*Config) (*program, error)) {
 	// Namespaces, credentials and filters belong to threads; the one that
 	// execs takes its own along.
 	runtime.LockOSThread()
@@ -94,7 +95,7 @@ func live(prepare func(*Config, *wire.Conn) (*program, error)) {
 	os.Exit(1)
 }
 
-func run(conn *wire.Conn, prepare func(*Config, *wire.Conn) (*program, error)) error {
+func run(conn *wire.Conn, prepare func(*Config) (*program, error)) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make init not dumpable: %w", err)
 	}
@@ -115,14 +116,27 @@ func run(conn *wire.Conn, prepare func(*Config, *wire.Conn) (*program, error)) e
 			return fmt.Errorf("read the seccomp filter: %w", err)
 		}
 	}
-	p, err := prepare(cfg, conn)
+	p, err := prepare(cfg)
 	if err != nil {
 		return err
 	}
-	if _, err := awaitWord(conn); err != nil {
-		return err
+	for word = (Word{Report: true}); word.Report; {
+		if err := report(conn, p.tty); err != nil {
+			return err
+		}
+		if word, err = awaitWord(conn); err != nil {
+			return err
+		}
 	}
 	return p.exec()
+}
+
+// report says that the process is ready, and brings its terminal.
+func report(conn *wire.Conn, tty int) error {
+	if tty < 0 {
+		return conn.Send(Report{})
+	}
+	return conn.Send(Report{}, tty)
 }
 
 // awaitWord waits until the monitor lets this process go on.
@@ -152,7 +166,7 @@ func readConfig() (*Config, error) {
 }
 
 // initialize does everything up to the moment before the program's exec.
-func initialize(cfg *Config, conn *wire.Conn) (*program, error) {
+func initialize(cfg *Config) (*program, error) {
 	if err := enterNamespaces(cfg); err != nil {
 		return nil, err
 	}
@@ -169,7 +183,7 @@ func initialize(cfg *Config, conn *wire.Conn) (*program, error) {
 	if err := writeSysctls(cfg.Sysctl); err != nil {
 		return nil, err
 	}
-	return restrict(cfg, conn, tty)
+	return restrict(cfg, tty)
 }
 
 func enterNamespaces(cfg *Config) error {

@@ -57,6 +57,12 @@ func MissingCaps(c *specs.LinuxCapabilities) []string {
 	return missing
 }
 
+// HasCap reports whether this process could have the capability.
+func HasCap(name string) bool {
+	i, ok := capNumber(name)
+	return ok && boundingSet()&(1<<i) != 0
+}
+
 func boundingSet() uint64 {
 	var set uint64
 	for i := range capNames {
@@ -124,4 +130,13 @@ func rawSetgroups(trap uintptr, n int, p unsafe.Pointer) error {
 		return e
 	}
 	return nil
+}
+
+// Capabilities lists all that are known.
+func Capabilities() []string {
+	var names []string
+	for _, n := range capNames {
+		names = append(names, "CAP_"+n)
+	}
+	return names
 }

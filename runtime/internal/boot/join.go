@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
 // TargetFD is the pidfd of the container's first process, for Join. The pid
@@ -13,7 +11,7 @@ import (
 const TargetFD = firstFD
 
 // join enters the container's namespaces and prepares the program there.
-func join(cfg *Config, conn *wire.Conn) (*program, error) {
+func join(cfg *Config) (*program, error) {
 	// The kernel refuses a mount namespace while threads share the working
 	// directory.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
@@ -31,5 +29,5 @@ func join(cfg *Config, conn *wire.Conn) (*program, error) {
 			return nil, err
 		}
 	}
-	return restrict(cfg, conn, tty)
+	return restrict(cfg, tty)
 }

@@ -3,7 +3,9 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -277,4 +279,16 @@ func (p mountPlan) target(root *os.File, fd int) (*os.File, error) {
 		f, err = makeFile(root, p.dest)
 	}
 	return f, err
+}
+
+// MountOptions lists the options that are understood; others go to the file
+// system.
+func MountOptions() []string {
+	names := []string{"bind", "rbind"}
+	names = slices.AppendSeq(names, maps.Keys(propagations))
+	for name := range attrs {
+		names = append(names, name, "r"+name)
+	}
+	slices.Sort(names)
+	return names
 }

@@ -11,9 +11,27 @@ import (
 )
 
 // openIn opens name below root for use by descriptor (O_PATH). Links are
-// followed within root.
+// followed within root. This is the kernel's own safe resolution, which
+// pathrs-lite would use, too, after some checks for kernels that lack it.
 func openIn(root *os.File, name string) (*os.File, error) {
-	return pathrs.OpenatInRoot(root, name)
+	return openat2(root, name, unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+func openat2(root *os.File, name string, how unix.OpenHow) (*os.File, error) {
+	for range 64 {
+		fd, err := unix.Openat2(int(root.Fd()), name, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		// EAGAIN: something was renamed on the way, so ".." was not safe.
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+	}
+	return nil, &os.PathError{Op: "open", Path: name, Err: unix.EAGAIN}
 }
 
 // openPlain opens the directory name below root and makes it if it is missing;
@@ -23,19 +41,16 @@ func openPlain(root *os.File, name string) (*os.File, error) {
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
 	}
-	fd, err := unix.Openat2(int(root.Fd()), name, &how)
-	if errors.Is(err, unix.ENOENT) {
-		f, merr := makeDir(root, name)
-		if merr != nil {
-			return nil, merr
-		}
-		f.Close()
-		fd, err = unix.Openat2(int(root.Fd()), name, &how)
+	f, err := openat2(root, name, how)
+	if !errors.Is(err, unix.ENOENT) {
+		return f, err
 	}
+	made, err := makeDir(root, name)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		return nil, err
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	made.Close()
+	return openat2(root, name, how)
 }
 
 // makeDir opens the directory name below root and makes what is missing.

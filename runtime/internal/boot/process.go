@@ -19,15 +19,15 @@ type program struct {
 	args   []string
 	env    []string
 	filter []byte // not loaded yet
+	tty    int    // the terminal's master, -1 without
 }
 
-// restrict takes away everything the program shall not have, finds it, and
-// reports readiness. The order matters and is runc's: a seccomp filter needs
+// restrict takes away everything the program shall not have, and finds it. The order matters and is runc's: a seccomp filter needs
 // CAP_SYS_ADMIN unless no_new_privs is set, so without it the filter comes
 // before the capabilities go, and must allow what follows.
-func restrict(cfg *Config, conn *wire.Conn, tty int) (*program, error) {
+func restrict(cfg *Config, tty int) (*program, error) {
 	p := cfg.Process
-	prog := &program{args: p.Args, filter: cfg.filter}
+	prog := &program{args: p.Args, filter: cfg.filter, tty: tty}
 	if err := setRlimits(p.Rlimits); err != nil {
 		return nil, err
 	}
@@ -54,15 +54,7 @@ func restrict(cfg *Config, conn *wire.Conn, tty int) (*program, error) {
 	if prog.path, err = lookPath(p.Args, prog.env); err != nil {
 		return nil, err
 	}
-	return prog, report(conn, tty)
-}
-
-func report(conn *wire.Conn, tty int) error {
-	if tty < 0 {
-		return conn.Send(Report{})
-	}
-	defer unix.Close(tty)
-	return conn.Send(Report{}, tty)
+	return prog, nil
 }
 
 // exec returns only with an error.
@@ -102,6 +94,17 @@ func clampRlimit(which int, want unix.Rlimit) error {
 	want.Max = min(want.Max, have.Max)
 	want.Cur = min(want.Cur, want.Max)
 	return unix.Prlimit(0, which, &want, nil)
+}
+
+// HardLimit is how far this process may raise a limit.
+func HardLimit(name string) (uint64, bool) {
+	which, ok := rlimits[name]
+	if !ok {
+		return 0, false
+	}
+	var have unix.Rlimit
+	err := unix.Prlimit(0, which, nil, &have)
+	return have.Max, err == nil
 }
 
 var rlimits = map[string]int{

@@ -162,14 +162,16 @@ func inheritCpuset(mount, dir string) error {
 	return nil
 }
 
+// write uses plain system calls: package os would try to poll the file.
 func write(dir, name, value string) error {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+	path := filepath.Join(dir, name)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
-	if _, err := f.WriteString(value); err != nil {
-		return fmt.Errorf("set %s to %q: %w", name, value, errors.Unwrap(err))
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return fmt.Errorf("set %s to %q: %w", name, value, err)
 	}
 	return nil
 }

@@ -119,10 +119,14 @@ func (c *container) handlesLocked() (names []string, fds []int) {
 	}
 	add(wire.HandlePidfd, c.pidfd)
 	add(wire.HandleStdin, c.stdin)
+	add(wire.HandleJournal, c.journal.f)
 	add(wire.HandleTTY, c.tty)
 	if c.tty == nil {
 		add(wire.HandleStdout, c.out.source())
 		add(wire.HandleStderr, c.err.source())
+	}
+	if c.conn != nil {
+		names, fds = append(names, wire.HandleInit), append(fds, c.conn.FD())
 	}
 	return names, fds
 }
@@ -137,7 +141,7 @@ func (o *output) source() *os.File {
 func (c *container) sendHandles(w *watcher) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.status == stopped || c.pidfd == nil {
+	if c.isDrained || c.pidfd == nil || c.journal == nil {
 		return
 	}
 	names, fds := c.handlesLocked()

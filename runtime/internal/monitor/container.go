@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/cgroup"
+	"github.com/minke-os/minke/runtime/internal/reap"
 	"github.com/minke-os/minke/runtime/internal/spawn"
 	"github.com/minke-os/minke/runtime/internal/wire"
 	"github.com/minke-os/minke/runtime/jsonlog"
@@ -22,17 +24,19 @@ import (
 
 // container is one container from its creation until it is deleted.
 type container struct {
-	m      *Monitor
-	id     string
-	launch *wire.Launch
-	pid    int
-	pidfd  *os.File
-	group  *cgroup.Group
-	log    *jsonlog.Writer // nil: discarded
-	copies sync.WaitGroup  // of output into the log
+	m       *Monitor
+	id      string
+	launch  *wire.Launch
+	pid     int
+	pidfd   *os.File
+	group   *cgroup.Group
+	log     *jsonlog.Writer // nil: discarded
+	journal *journal
+	copies  sync.WaitGroup // of output into the log
 
 	booted  chan struct{} // closed when bootErr is known and tty is set
 	bootErr error
+	adopted chan int      // if set, the process is somebody else's child; its exit code
 	stopped chan struct{} // closed when the first process has ended
 	drained chan struct{} // closed when, besides, all output is written
 
@@ -46,6 +50,9 @@ type container struct {
 	err    *output
 	execs  map[string]*process
 	ended  []string // execs that ended, oldest first
+	orphan *saved   // until it is adopted or lost
+
+	isDrained bool
 }
 
 const (
@@ -55,15 +62,19 @@ const (
 	stopped = "stopped"
 )
 
-func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
-	if len(files) != 1 || req.Launch == nil || req.ID == "" {
-		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
-	}
-	c := &container{
-		m: m, id: req.ID, launch: req.Launch, status: created,
+func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
+	return &container{
+		m: m, id: id, launch: l, status: created,
 		booted: make(chan struct{}), stopped: make(chan struct{}), drained: make(chan struct{}),
 		execs: map[string]*process{},
 	}
+}
+
+func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
+	if len(files) == 0 || req.Launch == nil || req.ID == "" || req.Launch.Inherit != (len(files) == 4) {
+		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
+	}
+	c := m.newContainer(req.ID, req.Launch)
 	m.mu.Lock()
 	taken := m.containers[c.id] != nil
 	if !taken {
@@ -73,7 +84,7 @@ func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.
 	if taken {
 		return wire.Reply{}, nil, errdef.Conflict.Errorf("container %s exists already", c.id)
 	}
-	warnings, err := c.launchInit(files[0])
+	warnings, err := c.launchInit(files[0], files[1:])
 	if err != nil {
 		m.forget(c)
 		return wire.Reply{}, nil, err
@@ -89,14 +100,15 @@ func (m *Monitor) forget(c *container) {
 }
 
 // launchInit clones the init and begins to watch it.
-func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+func (c *container) launchInit(config *os.File, inherit []*os.File) (warnings []string, err error) {
 	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
-	if err := c.spawnInit(config); err != nil {
+	if err := c.spawnInit(config, inherit); err != nil {
 		c.group.Remove()
 		return nil, err
 	}
+	c.save()
 	go c.awaitBoot()
 	go c.awaitEnd()
 	return warnings, nil
@@ -109,11 +121,11 @@ func (c *container) cgroupPath() string {
 	return "/minke/" + c.id
 }
 
-func (c *container) spawnInit(config *os.File) error {
+func (c *container) spawnInit(config *os.File, inherit []*os.File) error {
 	if err := c.openLog(); err != nil {
 		return err
 	}
-	ours, theirs, err := openStdio(c.launch)
+	ours, theirs, err := openStdio(c.launch, inherit)
 	if err != nil {
 		return err
 	}
@@ -126,7 +138,7 @@ func (c *container) spawnInit(config *os.File) error {
 	c.pid, c.pidfd, c.conn, c.stdin = child.Pid, pollable(child.Pidfd, "pidfd"), child.Conn, keep(ours.in)
 	c.copies.Add(1) // for the terminal that boot may bring, or nothing
 	if ours.out != nil {
-		c.out, c.err = c.copyFrom(keep(ours.out), "stdout"), c.copyFrom(keep(ours.err), "stderr")
+		c.out, c.err = c.copyFrom(keep(ours.out), 0), c.copyFrom(keep(ours.err), 1)
 	}
 	return nil
 }
@@ -143,13 +155,14 @@ func (c *container) clone(p spawn.Process) (spawn.Child, error) {
 		defer dir.Close()
 		p.Cgroup = int(dir.Fd())
 	}
-	child, err := spawn.Start(p)
+	child, err := c.m.children.start(p)
 	if err != nil {
 		return child, err
 	}
 	if err := c.admit(p.Launch, child); err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
 		unix.Wait4(child.Pid, nil, 0, nil)
+		c.m.children.forget(child.Pid)
 		unix.Close(child.Pidfd)
 		child.Conn.Close()
 		return child, err
@@ -186,7 +199,10 @@ func (c *container) openLog() (err error) {
 			return fmt.Errorf("open the log: %w", err)
 		}
 	}
-	return nil
+	if c.journal == nil {
+		c.journal, err = newJournal()
+	}
+	return err
 }
 
 // awaitBoot waits for the init to be ready to exec.
@@ -211,7 +227,7 @@ func (c *container) useTerminal(f *os.File) {
 	c.mu.Lock()
 	c.tty = tty
 	c.mu.Unlock()
-	out := c.copyFrom(tty, "stdout")
+	out := c.copyFrom(tty, 0)
 	c.mu.Lock()
 	c.out = out
 	c.mu.Unlock()
@@ -224,18 +240,22 @@ func (c *container) awaitEnd() {
 	if c.limitsMemory() {
 		go c.group.WatchOOM(ctx, func() { c.m.tell(wire.Event{Kind: wire.EventOOM, ID: c.id}) })
 	}
-	exit := &wire.Exit{Code: reap(c.pidfd), At: time.Now().UTC(), OOM: c.group.OOMKills() > 0}
+	code := c.awaitCode()
 	cancel()
 	if !c.ownsPids() {
 		c.group.Kill() // the kernel does it for a pid namespace
 	}
 	c.mu.Lock()
-	c.status, c.exit = stopped, exit
+	if c.exit == nil { // an earlier monitor may have seen it
+		c.exit = &wire.Exit{Code: code, At: time.Now().UTC(), OOM: c.group.OOMKills() > 0}
+	}
+	c.status = stopped
 	if c.stdin != nil {
 		c.stdin.Close()
 		c.stdin = nil
 	}
 	out, errs := c.out, c.err
+	c.saveLocked()
 	c.mu.Unlock()
 	close(c.stopped)
 	out.hurry()
@@ -244,6 +264,11 @@ func (c *container) awaitEnd() {
 	if c.log != nil {
 		c.log.Close()
 	}
+	c.mu.Lock()
+	c.isDrained = true
+	c.journal.close()
+	c.saveLocked()
+	c.mu.Unlock()
 	close(c.drained)
 }
 
@@ -261,33 +286,18 @@ func (c *container) ownsPids() bool {
 	return false
 }
 
-// reap waits for a child and returns its code as a shell would.
-func reap(pidfd *os.File) int {
-	raw, err := pidfd.SyscallConn()
-	if err != nil {
-		return 255
+func (c *container) awaitCode() int {
+	if c.exit != nil {
+		return c.exit.Code
 	}
-	code := 255
-	raw.Read(func(fd uintptr) bool {
-		var info unix.Siginfo
-		for {
-			err := unix.Waitid(unix.P_PIDFD, int(fd), &info, unix.WEXITED|unix.WNOHANG, nil)
-			switch {
-			case err == unix.EINTR:
-				continue
-			case err == unix.EAGAIN: // the pidfd is non-blocking
-				return false
-			case err != nil:
-				return true
-			}
-			break
-		}
-		if info.Signo == 0 {
-			return false
-		}
-		code = exitCode(&info)
-		return true
-	})
+	if c.adopted != nil {
+		return c.awaitAdopted()
+	}
+	code, err := reap.Wait(c.pidfd)
+	c.m.children.forget(c.pid)
+	if err != nil {
+		return lostCode // somebody else collected our child
+	}
 	return code
 }
 
@@ -313,21 +323,25 @@ func (c *container) start(ctx context.Context) error {
 	defer c.mu.Unlock()
 	if c.status == created {
 		c.status = running
+		return c.saveLocked()
 	}
 	return nil
 }
 
-// awaitExec returns nil when the process became the program.
+// awaitExec returns nil when the process became the program. A report that is
+// still there says nothing new.
 func awaitExec(conn *wire.Conn) error {
-	var r boot.Report
-	_, err := conn.Recv(&r)
-	if errors.Is(err, io.EOF) {
-		return nil
+	for {
+		var r boot.Report
+		files, err := conn.Recv(&r)
+		closeFiles(files)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil || r.Err != nil {
+			return cmp.Or(err, r.Err.Err())
+		}
 	}
-	if err != nil {
-		return err
-	}
-	return r.Err.Err()
 }
 
 // ready waits until the init can be started or has failed.
@@ -412,7 +426,7 @@ func (c *container) wait(ctx context.Context) (wire.Reply, []*os.File, error) {
 func (c *container) state() wire.State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return wire.State{ID: c.id, Pid: c.pid, Status: c.status, Exit: c.exit, Cgroups: c.group.Paths}
+	return wire.State{ID: c.id, Pid: c.pid, Bundle: c.launch.Bundle, Status: c.status, Exit: c.exit, Cgroups: c.group.Paths}
 }
 
 func (m *Monitor) remove(ctx context.Context, c *container) error {
@@ -422,7 +436,9 @@ func (m *Monitor) remove(ctx context.Context, c *container) error {
 	if status == running || status == paused {
 		return errdef.Conflict.Errorf("container %s is %s; stop it first", c.id, status)
 	}
-	unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+	if c.pidfd != nil {
+		unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+	}
 	if err := c.group.Kill(); err != nil {
 		return fmt.Errorf("kill what is left of container %s: %w", c.id, err)
 	}
@@ -430,8 +446,13 @@ func (m *Monitor) remove(ctx context.Context, c *container) error {
 	if err := c.group.Remove(); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
+	if err := c.removeState(); err != nil {
+		return err
+	}
 	m.forget(c)
-	c.pidfd.Close()
+	if c.pidfd != nil {
+		c.pidfd.Close()
+	}
 	m.tell(wire.Event{Kind: wire.EventGone, ID: c.id})
 	return nil
 }

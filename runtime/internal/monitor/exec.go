@@ -9,6 +9,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/reap"
 	"github.com/minke-os/minke/runtime/internal/spawn"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
@@ -79,7 +80,8 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 	theirs.close() // else the client would never see the end of its streams
 	if err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
-		reap(pidfd)
+		reap.Wait(pidfd)
+		c.m.children.forget(child.Pid)
 		pidfd.Close()
 		ours.close()
 		return 0, nil, nil, err
@@ -88,7 +90,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		p.tty = keep(tty)
 		ours = terminalEnds(p.tty, req.Streams)
 	}
-	go c.awaitExecEnd(p, req.ExecID, pidfd)
+	go c.awaitExecEnd(p, req.ExecID, child.Pid, pidfd)
 	names, files = ours.named()
 	return child.Pid, names, files, nil
 }
@@ -144,8 +146,12 @@ func (s stdio) named() (names []string, files []*os.File) {
 	return names, files
 }
 
-func (c *container) awaitExecEnd(p *process, id string, pidfd *os.File) {
-	code := reap(pidfd)
+func (c *container) awaitExecEnd(p *process, id string, pid int, pidfd *os.File) {
+	code, err := reap.Wait(pidfd)
+	c.m.children.forget(pid)
+	if err != nil {
+		code = lostCode
+	}
 	pidfd.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()

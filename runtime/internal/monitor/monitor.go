@@ -13,10 +13,12 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +36,8 @@ const (
 type Monitor struct {
 	dir      string
 	listener *wire.Listener
+	trim     trimmer
+	children children
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -44,7 +48,7 @@ type Monitor struct {
 // Run serves dir until it is asked to shut down. It calls ready once when
 // clients can connect.
 func Run(dir string, ready func()) error {
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(25) // garbage is collected at 1 MB, not at 4
 	lock, err := acquire(filepath.Join(dir, LockName))
 	if err != nil {
 		return err
@@ -55,7 +59,14 @@ func Run(dir string, ready func()) error {
 		return err
 	}
 	m := &Monitor{dir: dir, listener: l, containers: map[string]*container{}, watchers: map[*watcher]bool{}}
+	if err := m.children.adoptOrphans(); err != nil {
+		return err
+	}
+	if err := m.load(); err != nil {
+		return fmt.Errorf("load the containers' state: %w", err)
+	}
 	ready()
+	m.trim.busy()
 	return m.serve()
 }
 
@@ -64,11 +75,16 @@ func acquire(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, errdef.Busy.Errorf("another monitor serves %s", filepath.Dir(path))
+	// One that was just killed may still be closing its files.
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, errdef.Busy.Errorf("another monitor serves %s", filepath.Dir(path))
+		}
 	}
-	return f, nil
 }
 
 func (m *Monitor) serve() error {
@@ -97,6 +113,7 @@ func (m *Monitor) call(conn *wire.Conn) {
 	if err != nil {
 		return
 	}
+	m.trim.busy()
 	defer closeFiles(files)
 	switch req.Op {
 	case wire.Watch:
@@ -143,6 +160,10 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 		return m.list(), nil, nil
 	case wire.Shutdown:
 		return wire.Reply{}, nil, m.shutdown()
+	case wire.Adopt:
+		return wire.Reply{}, nil, m.adopt(req, files)
+	case wire.Settle:
+		return wire.Reply{}, nil, m.settle()
 	}
 	c, err := m.container(req.ID)
 	if err != nil {
@@ -163,6 +184,8 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 		return wire.Reply{}, nil, c.update(req.Resources)
 	case wire.Delete:
 		return wire.Reply{}, nil, m.remove(ctx, c)
+	case wire.Exited:
+		return wire.Reply{}, nil, c.exited(req.Code)
 	case wire.Exec:
 		return c.exec(ctx, req, files)
 	case wire.WaitExec:

@@ -24,78 +24,86 @@ type output struct {
 	done  bool
 }
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
-
-// copyFrom starts copying src until its end.
-func (c *container) copyFrom(src *os.File, name string) *output {
+// copyFrom starts copying src, stdout (0) or stderr (1), until its end.
+func (c *container) copyFrom(src *os.File, i int) *output {
 	o := &output{src: src}
-	var log *jsonlog.Stream
+	t := &tap{o: o, journal: c.journal.stream(i)}
 	if c.log != nil {
-		log = c.log.Stream(name)
+		t.log = c.log.Stream([]string{"stdout", "stderr"}[i])
+		t.log.Mark = t.journal.size.Store
+		t.journal.replay(t.log)
 	}
 	c.copies.Go(func() {
-		o.copy(log)
+		t.run()
 		src.Close()
 	})
 	return o
 }
 
-func (o *output) copy(log *jsonlog.Stream) {
-	for o.copyChunk(log) {
-	}
-	if log != nil {
-		log.Flush()
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.done = true
-	closeFiles(o.sinks)
-	o.sinks = nil
+// tap is what takes the output.
+type tap struct {
+	o       *output
+	log     *jsonlog.Stream // nil: discarded
+	journal *streamJournal
 }
 
-// copyChunk waits for output without holding a buffer, so an idle stream costs
-// a goroutine and nothing else.
-func (o *output) copyChunk(log *jsonlog.Stream) bool {
-	buf, n := o.read()
+func (t *tap) run() {
+	for t.chunk() {
+	}
+	if t.log != nil {
+		t.log.Flush()
+		t.journal.end(nil)
+	}
+	t.o.mu.Lock()
+	defer t.o.mu.Unlock()
+	t.o.done = true
+	closeFiles(t.o.sinks)
+	t.o.sinks = nil
+}
+
+func (t *tap) chunk() bool {
+	n := t.read()
 	if n <= 0 {
 		return false
 	}
-	defer buffers.Put(buf)
-	p := (*buf)[:n]
-	if log != nil {
-		log.Write(p)
+	t.journal.begin(n)
+	p := t.journal.chunk[:n]
+	if t.log != nil {
+		t.log.Write(p)
+		t.journal.end(t.log.Pending())
 	}
-	o.mu.Lock()
-	sinks := o.sinks
-	o.mu.Unlock()
+	t.o.mu.Lock()
+	sinks := t.o.sinks
+	t.o.mu.Unlock()
 	for _, s := range sinks {
 		if _, err := s.Write(p); err != nil {
-			o.drop(s)
+			t.o.drop(s)
 		}
 	}
 	return true
 }
 
-func (o *output) read() (buf *[]byte, n int) {
-	raw, err := o.src.SyscallConn()
+// read waits for output and reads it into the journal. Zero or less is the
+// end; a terminal's is EIO.
+func (t *tap) read() (n int) {
+	raw, err := t.o.src.SyscallConn()
 	if err != nil {
-		return nil, 0
+		return 0
 	}
 	raw.Read(func(fd uintptr) bool {
-		buf = buffers.Get().(*[]byte)
+		buf := t.journal.chunk
+		if there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil && there > 0 {
+			buf = buf[:min(there, len(buf))]
+			t.journal.expect(len(buf))
+		}
 		for {
-			n, err = unix.Read(int(fd), *buf)
+			n, err = unix.Read(int(fd), buf)
 			if err != unix.EINTR {
-				break
+				return err != unix.EAGAIN
 			}
 		}
-		if n > 0 {
-			return true
-		}
-		buffers.Put(buf)
-		return err != unix.EAGAIN // a terminal ends with EIO
 	})
-	return buf, n
+	return n
 }
 
 // add gives the stream one more reader.
@@ -160,9 +168,12 @@ var nullFD = sync.OnceValue(func() int {
 })
 
 // openStdio makes the pipes of a container. With a terminal there are none.
-func openStdio(l *wire.Launch) (ours, theirs stdio, err error) {
+func openStdio(l *wire.Launch, inherit []*os.File) (ours, theirs stdio, err error) {
 	if l.Terminal {
 		return stdio{}, stdio{}, nil
+	}
+	if len(inherit) == 3 {
+		return stdio{}, stdio{own(inherit[0]), own(inherit[1]), own(inherit[2])}, nil
 	}
 	return openPipes(wire.Streams{Stdin: l.Stdin, Stdout: true, Stderr: true})
 }

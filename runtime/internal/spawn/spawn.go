@@ -97,22 +97,12 @@ func attributes(p Process) (*syscall.ProcAttr, int, error) {
 			}
 		}
 	}
-	sys.UidMappings, sys.GidMappings = mappings(p.Launch.UIDMappings), mappings(p.Launch.GIDMappings)
-	sys.GidMappingsEnableSetgroups = true
 	return &syscall.ProcAttr{Dir: "/", Env: env, Sys: sys}, pidns, nil
 }
 
 // env keeps the short-lived Go program small: one thread's worth of work and
 // nothing to collect.
 var env = []string{"GOMAXPROCS=1", "GOGC=off"}
-
-func mappings(m []specs.LinuxIDMapping) []syscall.SysProcIDMap {
-	var out []syscall.SysProcIDMap
-	for _, x := range m {
-		out = append(out, syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)})
-	}
-	return out
-}
 
 // forkIn clones with the children's pid namespace set to pidns, if that is not
 // -1, on this thread only.

@@ -81,6 +81,12 @@ func Dial(path string) (*Conn, error) {
 
 func (c *Conn) Close() error { return c.f.Close() }
 
+// FD is the socket, to be duplicated.
+func (c *Conn) FD() (fd int) {
+	c.raw.Control(func(x uintptr) { fd = int(x) })
+	return fd
+}
+
 // Interrupt makes pending and later reads and writes fail.
 func (c *Conn) Interrupt() { c.f.SetDeadline(time.Unix(1, 0)) }
 

@@ -17,7 +17,7 @@ type Op string
 const (
 	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
 	Shutdown Op = "shutdown" // end the monitor
-	Create   Op = "create"   // Launch; descriptors: the boot configuration
+	Create   Op = "create"   // Launch; descriptors: the boot configuration, then 0–2 if they are inherited
 	Start    Op = "start"
 	Kill     Op = "kill" // Signal, All
 	Wait     Op = "wait"
@@ -36,8 +36,11 @@ const (
 	CloseStdin Op = "closestdin"
 	Detach     Op = "detach"
 
-	Adopt  Op = "adopt"  // after a crash: a container's handles
-	Exited Op = "exited" // the client reaped an adopted container: Status
+	// After a monitor died: a container's Handles; the exit Code of one that
+	// became the client's child; and that no more handles will come.
+	Adopt  Op = "adopt"
+	Exited Op = "exited"
+	Settle Op = "settle"
 )
 
 // A Request is what a client sends.
@@ -54,7 +57,7 @@ type Request struct {
 	Height    uint16                `json:"height,omitempty"`
 	Resources *specs.LinuxResources `json:"resources,omitempty"`
 	Handles   []string              `json:"handles,omitempty"`
-	Exit      *Exit                 `json:"exit,omitempty"`
+	Code      int                   `json:"code,omitempty"`
 }
 
 // Streams names the streams that are wanted.
@@ -72,14 +75,14 @@ type Launch struct {
 	Width    uint16 `json:"width,omitempty"`
 	Height   uint16 `json:"height,omitempty"`
 
-	Stdin       bool `json:"stdin,omitempty"`
-	StdinOnce   bool `json:"stdinOnce,omitempty"`
-	OOMScoreAdj *int `json:"oom,omitempty"`
-	Log         Log  `json:"log,omitzero"`
+	Stdin       bool   `json:"stdin,omitempty"`
+	Inherit     bool   `json:"inherit,omitempty"` // the descriptors 0–2 come with the request; no log, nothing to attach to
+	Bundle      string `json:"bundle,omitempty"`
+	StdinOnce   bool   `json:"stdinOnce,omitempty"`
+	OOMScoreAdj *int   `json:"oom,omitempty"`
+	Log         Log    `json:"log,omitzero"`
 
 	Namespaces  []specs.LinuxNamespace `json:"ns,omitempty"`
-	UIDMappings []specs.LinuxIDMapping `json:"uids,omitempty"`
-	GIDMappings []specs.LinuxIDMapping `json:"gids,omitempty"`
 	CgroupsPath string                 `json:"cgroup,omitempty"`
 	Resources   *specs.LinuxResources  `json:"resources,omitempty"`
 	Seccomp     string                 `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
@@ -113,6 +116,7 @@ type Exit struct {
 type State struct {
 	ID      string            `json:"id"`
 	Pid     int               `json:"pid"`
+	Bundle  string            `json:"bundle,omitempty"`
 	Status  string            `json:"status"`
 	Exit    *Exit             `json:"exit,omitempty"`
 	Cgroups map[string]string `json:"cgroups,omitempty"`
@@ -134,12 +138,13 @@ const (
 
 // Names of handles.
 const (
-	HandlePidfd  = "pidfd"
-	HandleInit   = "init" // the socket of an init that waits for Start
-	HandleStdin  = "stdin"
-	HandleStdout = "stdout"
-	HandleStderr = "stderr"
-	HandleTTY    = "tty"
+	HandlePidfd   = "pidfd"
+	HandleInit    = "init" // the socket of an init that waits for Start
+	HandleStdin   = "stdin"
+	HandleStdout  = "stdout"
+	HandleStderr  = "stderr"
+	HandleTTY     = "tty"
+	HandleJournal = "journal" // output that is not in the log yet
 )
 
 // Error is an error on its way between processes.
