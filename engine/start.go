@@ -126,7 +126,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 
 	// 3. The network, in the new namespace.
 	if err := e.joinNetwork(ctx, c, r, pid); err != nil {
-		return 0, err
+		return 0, e.initError(ctx, r.ID, pid, err)
 	}
 	defer func() {
 		if err != nil {
@@ -139,6 +139,18 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		return 0, err
 	}
 	return pid, e.rt.Start(ctx, r.ID)
+}
+
+// initError prefers the reason of an init that gave up, as for a program that
+// is not there, to what its end made fail elsewhere.
+func (e *Engine) initError(ctx context.Context, id string, pid int, err error) error {
+	if _, alive := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid)); alive == nil {
+		return err
+	}
+	if why, ok := errors.AsType[*runtime.StartError](e.rt.Start(ctx, id)); ok {
+		return why
+	}
+	return err
 }
 
 // startFailed records why a start failed.

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/nftables"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/minke-os/minke/internal/testdaemon"
 )
-
-const sigterm = syscall.SIGTERM
 
 func copyAll(w io.Writer, r io.Reader) (int64, error) { return io.Copy(w, r) }
 

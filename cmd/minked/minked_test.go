@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -78,9 +79,9 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	serving := sh("mkdir /w; echo hello > /w/f; httpd -p 80 -h /w; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.05; done")
 	serving.ExposedPorts = ports
 	web := d.RunDetached(testdaemon.Spec{Name: "web", Config: serving, Host: container.HostConfig{PortBindings: bindings}})
-	ends := d.RunDetached(testdaemon.Spec{Name: "ends", Config: sh("read x < /fifo; exit 9"), Host: container.HostConfig{}})
+	ends := d.RunDetached(testdaemon.Spec{Name: "ends", Config: sh("exit 9")})
 	always := d.RunDetached(testdaemon.Spec{Name: "always", Config: cmd("sleep", "1000"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}})
-	_ = ends
+	d.WaitExit(ends)
 	pid := d.Inspect(web).State.Pid
 
 	d.Kill()
@@ -111,8 +112,8 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	if out, code := d.Exec(web, "echo", "in"); out != "in\n" || code != 0 {
 		t.Errorf("exec after restart: %q, %d", out, code)
 	}
-	if c := d.Inspect(ends); c.State.Running || c.State.ExitCode != 1 {
-		t.Errorf("container that ended: %+v, want exit code 1", c.State)
+	if c := d.Inspect(ends); c.State.Running || c.State.ExitCode != 9 {
+		t.Errorf("container that ended: %+v, want exit code 9", c.State)
 	}
 }
 
@@ -121,14 +122,10 @@ func TestExitWhileDaemonIsDeadIsSeen(t *testing.T) {
 	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'echo bye; exit 9' TERM; while true; do sleep 0.05; done")})
 	pid := d.Inspect(id).State.Pid
 	d.Kill()
-	p, err := os.FindProcess(pid)
-	if err != nil {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Signal(os.Signal(sigterm)); err != nil {
-		t.Fatal(err)
-	}
-	p.Wait() // returns when the pidfd is readable; it is not our child
+	testdaemon.WaitDead(t, pid)
 	d.Up()
 	if code := d.WaitExit(id); code != 9 {
 		t.Errorf("exit code = %d, want 9", code)
@@ -141,12 +138,9 @@ func TestExitWhileDaemonIsDeadIsSeen(t *testing.T) {
 func TestKilledMonitorLosesNothing(t *testing.T) {
 	d := testdaemon.Start(t)
 	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'exit 4' TERM; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.02; done")})
-	monitor, err := os.FindProcess(d.Monitor())
-	if err != nil {
-		t.Fatal(err)
-	}
-	monitor.Kill()
-	monitor.Wait()
+	monitor := d.Monitor()
+	syscall.Kill(monitor, syscall.SIGKILL)
+	testdaemon.WaitDead(t, monitor)
 	if out, code := d.Exec(id, "echo", "in"); out != "in\n" || code != 0 {
 		t.Errorf("exec under the new monitor: %q, %d", out, code)
 	}
@@ -483,7 +477,7 @@ func TestProgramThatCannotRun(t *testing.T) {
 	}{
 		{"not-found", "nosuch", "executable file not found in $PATH", 127},
 		{"no-such-path", "/bin/nosuch", "no such file or directory", 127},
-		{"directory", "/etc", "permission denied", 126},
+		{"directory", "/etc", "is a directory", 126},
 		{"not-executable", "/etc/passwd", "permission denied", 126},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -43,7 +43,6 @@ type Daemon struct {
 	args  []string
 	cmd   *exec.Cmd
 	netns *os.File // kept over restarts
-	log   *lockedBuffer
 }
 
 // Start starts a daemon with a busybox image, to be stopped after the test,
@@ -51,7 +50,7 @@ type Daemon struct {
 func Start(t testing.TB, args ...string) *Daemon {
 	t.Helper()
 	testenv.NeedRoot(t)
-	d := &Daemon{t: t, Dir: testenv.DiskDir(t), args: args, log: &lockedBuffer{}}
+	d := &Daemon{t: t, Dir: testenv.DiskDir(t), args: args}
 	d.Socket = filepath.Join(d.Dir, "engine.sock")
 	var err error
 	if d.netns, err = newNetNS(); err != nil {
@@ -75,7 +74,13 @@ func (d *Daemon) Up() {
 		"--pidfile", filepath.Join(d.Dir, "pid"), "--bridge", "mt0", "--supervisor=false",
 	}, d.args...)
 	d.cmd = exec.Command(filepath.Join(bin, "minked"), args...)
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	// A file, for the monitor inherits it and outlives minked.
+	log, err := os.OpenFile(d.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer log.Close()
+	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := inNetNS(d.netns, d.cmd.Start); err != nil {
 		d.t.Fatal(err)
 	}
@@ -84,7 +89,7 @@ func (d *Daemon) Up() {
 			return
 		}
 		if time.Now().After(deadline) || d.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			d.t.Fatalf("minked does not answer; its log:\n%s", d.log)
+			d.t.Fatalf("minked does not answer; its log:\n%s", d.Log())
 		}
 		time.Sleep(5 * time.Millisecond) // another process: there is nothing to wait on
 	}
@@ -116,12 +121,20 @@ func (d *Daemon) Stop() {
 	d.t.Helper()
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	if err := d.cmd.Wait(); err != nil {
-		d.t.Errorf("minked ended with %v; its log:\n%s", err, d.log)
+		d.t.Errorf("minked ended with %v; its log:\n%s", err, d.Log())
 	}
 }
 
 // Log is what minked wrote so far.
-func (d *Daemon) Log() string { return d.log.String() }
+func (d *Daemon) Log() string {
+	data, err := os.ReadFile(d.logPath())
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+func (d *Daemon) logPath() string { return filepath.Join(d.Dir, "minked.log") }
 
 // finish removes all containers, stops the daemon, and looks for leftovers.
 func (d *Daemon) finish() {
@@ -135,7 +148,7 @@ func (d *Daemon) finish() {
 	}
 	d.Stop()
 	if d.t.Failed() {
-		d.t.Logf("log of minked:\n%s", d.log)
+		d.t.Logf("log of minked:\n%s", d.Log())
 	}
 	for _, p := range d.processes() {
 		d.t.Errorf("left behind: process %d %s", p.pid, p.args)
@@ -360,6 +373,29 @@ func (d *Daemon) Logs(id string) string {
 	return out.String()
 }
 
+// WaitDead waits for the end of a process that need not be a child.
+func WaitDead(t testing.TB, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if n != 1 {
+			t.Fatalf("process %d does not end: %v", pid, err)
+		}
+		return
+	}
+}
+
 type process struct {
 	pid  int
 	args string
@@ -483,21 +519,4 @@ func loopbackUp() error {
 	}
 	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
