@@ -138,19 +138,24 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	return e, nil
 }
 
+const closeTimeout = 10 * time.Second
+
 // Close stops serving and leaves containers running under their monitor, to
 // be taken up by the next Open. If nothing runs, the monitor, bridges and
 // rules go too.
 func (e *Engine) Close() error {
 	e.close()
+	// A service manager loses patience with a monitor that does not answer.
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
 	var idle bool
 	if e.rt != nil {
-		states, err := e.rt.List(context.Background())
+		states, err := e.rt.List(ctx)
 		idle = err == nil && len(states) == 0
 	}
 	if idle {
 		// Ends the waits of watchers, too.
-		if err := e.rt.Shutdown(context.Background()); err != nil {
+		if err := e.rt.Shutdown(ctx); err != nil {
 			e.log.Warn("stop runtime monitor", "err", err)
 		}
 	}
@@ -161,7 +166,7 @@ func (e *Engine) Close() error {
 	var errs []error
 	if e.net != nil {
 		if idle {
-			errs = append(errs, e.net.Cleanup(context.Background()))
+			errs = append(errs, e.net.Cleanup(ctx))
 		}
 		errs = append(errs, e.net.Close())
 	}
