@@ -223,7 +223,13 @@ func (h *Host) plug(ns *namespace, n *state, l *leg, name string) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return err
 	}
-	if err := ns.configure(n, l, name); err != nil {
+	err = ns.configure(n, l, name)
+	if err == nil {
+		// Where br_netfilter turns a published port back on the bridge itself,
+		// a container that calls its own must get the packet by the same port.
+		err = netlink.LinkSetHairpin(veth, true)
+	}
+	if err != nil {
 		return errors.Join(err, netlink.LinkDel(veth))
 	}
 	return nil
