@@ -95,7 +95,7 @@ func minkeRoot(root *cobra.Command, s *connect.Session, version string) {
 			root.AddCommand(c)
 		}
 	}
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
+	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: "system"})
 	root.SetCompletionCommandGroupID("system")
 	root.Args = cobra.ArbitraryArgs
 	root.RunE = func(cmd *cobra.Command, args []string) error {

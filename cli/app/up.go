@@ -194,12 +194,15 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 	show := newProgress(s)
 	defer show.end()
 	started := map[string]bool{}
+	steady, needed := 0, 1
 	for {
 		st, err := d.Status(ctx)
 		if err == nil {
 			show.update(p, st)
 			var done bool
-			if done, err = o.judge(ctx, d, p, st, started); done {
+			if done, err = o.judge(ctx, d, p, st, started); !done {
+				steady, needed = 0, settleTime
+			} else if steady++; steady >= needed {
 				show.end()
 				report(s, p)
 				return nil
@@ -216,6 +219,10 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 		}
 	}
 }
+
+// settleTime is for how many looks a service must run after it started: one
+// that dies at once does not count.
+const settleTime = int(time.Second / poll)
 
 func because(st device.Status) string {
 	if st.Error == "" {
