@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -59,7 +60,8 @@ func (s *Supervisor) adopt(body []byte) error {
 	s.target, s.want = target, want
 	s.force = model.Truthy(top.Force)
 	s.problem = ""
-	s.applying = true
+	s.applying = s.applying || !bytes.Equal(body, s.body)
+	s.body = body
 	clear(s.failures) // a new target deserves a new try
 	for ref, d := range s.fetching {
 		if !wantsImage(want, ref) {

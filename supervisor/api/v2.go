@@ -136,7 +136,9 @@ func (s *server) appsState(w http.ResponseWriter, r *request) error {
 		for _, svc := range app.Services {
 			a.Services[svc.Name] = stateOf(st, app, svc)
 		}
-		a.UpdateStatus = updateStatus(a.Services)
+		if st.Applying {
+			a.UpdateStatus = updateStatus(a.Services)
+		}
 		out[app.Name] = a
 	}
 	write(w, http.StatusOK, out)
