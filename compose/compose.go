@@ -223,7 +223,7 @@ func hasDockerfile(dir string) bool {
 	return err == nil && len(entries) > 0
 }
 
-// Dockerfile is the name, below a build context, of the Dockerfile for a
+// FileFor is the name, below a build context, of the Dockerfile for a
 // device: the most specific there is.
 func (b *Build) FileFor(deviceType, arch string) (string, error) {
 	if b.Dockerfile != "" && isFile(filepath.Join(b.Context, b.Dockerfile)) {
