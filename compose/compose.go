@@ -253,7 +253,8 @@ const (
 // Target is the local target state of a device that runs the project. It is
 // built on the device's own (the "local" object of GET /v2/local/target-state),
 // of which it keeps all but the applications. A nil project runs nothing.
-func Target(p *Project, local map[string]any) ([]byte, error) {
+// Force replaces services that hold an update lock.
+func Target(p *Project, local map[string]any, force bool) ([]byte, error) {
 	out := maps.Clone(local)
 	if out == nil {
 		out = map[string]any{}
@@ -263,7 +264,11 @@ func Target(p *Project, local map[string]any) ([]byte, error) {
 		apps[localApp] = p.app()
 	}
 	out["apps"] = apps
-	return json.Marshal(map[string]any{"local": out})
+	body := map[string]any{"local": out}
+	if force {
+		body["force"] = true
+	}
+	return json.Marshal(body)
 }
 
 func (p *Project) app() map[string]any {

@@ -191,7 +191,7 @@ networks: {default: {ipam: {config: [{subnet: 10.1.0.0/24, gateway: 10.1.0.1}]}}
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := Target(p, map[string]any{"name": "bench", "config": map[string]any{"SUPERVISOR_LOCAL_MODE": "1"}, "apps": map[string]any{"9": nil}})
+	body, err := Target(p, map[string]any{"name": "bench", "config": map[string]any{"SUPERVISOR_LOCAL_MODE": "1"}, "apps": map[string]any{"9": nil}}, false)
 	if err != nil {
 		t.Fatal(err)
 	}

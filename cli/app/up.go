@@ -29,6 +29,7 @@ type upOptions struct {
 	build    bool
 	pull     bool
 	detach   bool
+	force    bool
 	wait     time.Duration
 }
 
@@ -59,6 +60,7 @@ with a health check are healthy.`,
 	f.StringVar(&o.project, "project", "", "`name` of the application (default: the directory's)")
 	f.BoolVar(&o.build, "build", false, "build images even if nothing changed")
 	f.BoolVar(&o.pull, "pull", false, "look for newer base images; implies --build")
+	f.BoolVar(&o.force, "force", false, "also replace services that hold an update lock")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return as soon as the supervisor has the order")
 	f.DurationVar(&o.wait, "wait", 5*time.Minute, "how long to wait for the services")
 	return c
@@ -86,7 +88,7 @@ func (o upOptions) run(ctx context.Context, s *connect.Session) error {
 	if err != nil {
 		return err
 	}
-	target, err := compose.Target(project, local)
+	target, err := compose.Target(project, local, o.force)
 	if err != nil {
 		return err
 	}
@@ -225,8 +227,11 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 const settleTime = int(time.Second / poll)
 
 func because(st device.Status) string {
-	if st.Error == "" {
+	switch {
+	case st.Error == "":
 		return ""
+	case strings.Contains(st.Error, "Lockfile exists"):
+		return ": " + st.Error + " (up --force overrides it)"
 	}
 	return ": " + st.Error
 }
