@@ -256,12 +256,17 @@ func (o upOptions) judge(ctx context.Context, d *device.Client, p *compose.Proje
 			}
 		case ok && c.Status == "exited":
 			return false, fmt.Errorf("service %s exits with code %d; see \"minke logs %s\"", svc.Name, *c.ExitCode, svc.Name)
+		case ok && c.Status == "restarting" && c.Restarts >= tooOften && c.ExitCode != nil:
+			return false, fmt.Errorf("service %s exits again and again, last with code %d; see \"minke logs %s\"", svc.Name, *c.ExitCode, svc.Name)
 		default:
 			done = false
 		}
 	}
 	return done, nil
 }
+
+// tooOften is how many restarts are no longer bad luck.
+const tooOften = 3
 
 // finished is that a service is meant to end and did so well.
 func finished(svc compose.Service, c device.Container) bool {

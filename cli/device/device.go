@@ -41,6 +41,7 @@ type Container struct {
 	ContainerID string
 	Health      string
 	ExitCode    *int
+	Restarts    int // by the engine, after it exited
 }
 
 // An Image is one of a Status.

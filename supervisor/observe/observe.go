@@ -119,6 +119,7 @@ func convert(in container.InspectResponse) (plan.Container, error) {
 		ImageRef:  in.Config.Image,
 		State:     string(in.State.Status),
 		ExitCode:  in.State.ExitCode,
+		Restarts:  in.RestartCount,
 		Started:   started.Year() > 1,
 		Error:     in.State.Error,
 		Print:     model.Fingerprint(labels[model.LabelPrint]),

@@ -64,6 +64,7 @@ type Container struct {
 	State     string // created, running, paused, restarting, removing, exited, dead
 	Health    string // "", starting, healthy, unhealthy
 	ExitCode  int
+	Restarts  int  // by its restart policy, since it was started
 	Started   bool // has ever run
 	Error     string
 	Print     model.Fingerprint // "" when another supervisor made it
