@@ -60,6 +60,7 @@ func startWith(t *testing.T, cfg supervisor.Config) *device {
 		if err := <-done; err != nil {
 			t.Errorf("Run = %v", err)
 		}
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	}
 	t.Cleanup(d.stop)
 	d.until("the API answers", func() bool {
@@ -366,6 +367,7 @@ func buildTestImage(t *testing.T, engine *client.Client) {
 }
 
 func TestApplyingTheSameTargetAgainWritesNothing(t *testing.T) {
+	testenv.NoGoroutineLeft(t)
 	f := newFake(testImage)
 	d := start(t, f, t.TempDir(), t.TempDir())
 	d.apply(target())
