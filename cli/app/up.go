@@ -196,10 +196,15 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 	show := newProgress(s)
 	defer show.end()
 	started := map[string]bool{}
-	steady, needed := 0, 1
+	steady, needed, misses := 0, 1, 0
 	for {
 		st, err := d.Status(ctx)
-		if err == nil {
+		switch {
+		case err != nil && ctx.Err() == nil && misses < patience:
+			misses++ // supervisor or engine may just be starting again
+			err = nil
+		case err == nil:
+			misses = 0
 			show.update(p, st)
 			var done bool
 			if done, err = o.judge(ctx, d, p, st, started); !done {
@@ -221,6 +226,9 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 		}
 	}
 }
+
+// patience is for how many looks in a row the supervisor may be silent.
+const patience = int(10 * time.Second / poll)
 
 // settleTime is for how many looks a service must run after it started: one
 // that dies at once does not count.
@@ -255,14 +263,22 @@ func (o upOptions) judge(ctx context.Context, d *device.Client, p *compose.Proje
 				return false, err
 			}
 		case ok && c.Status == "exited":
-			return false, fmt.Errorf("service %s exits with code %d; see \"minke logs %s\"", svc.Name, *c.ExitCode, svc.Name)
-		case ok && c.Status == "restarting" && c.Restarts >= tooOften && c.ExitCode != nil:
-			return false, fmt.Errorf("service %s exits again and again, last with code %d; see \"minke logs %s\"", svc.Name, *c.ExitCode, svc.Name)
+			return false, fmt.Errorf("service %s exits with code %s; see \"minke logs %s\"", svc.Name, exitCode(c), svc.Name)
+		case ok && c.Status == "restarting" && c.Restarts >= tooOften:
+			return false, fmt.Errorf("service %s exits again and again, last with code %s; see \"minke logs %s\"", svc.Name, exitCode(c), svc.Name)
 		default:
 			done = false
 		}
 	}
 	return done, nil
+}
+
+// exitCode is a container's; supervisors other than ours do not tell.
+func exitCode(c device.Container) string {
+	if c.ExitCode == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*c.ExitCode)
 }
 
 // tooOften is how many restarts are no longer bad luck.
