@@ -333,6 +333,10 @@ func TestDeviceOnARealEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
+	list, err := engine.ContainerList(t.Context(), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", "io.balena.supervised")})
+	if err != nil || len(list.Items) > 0 {
+		t.Fatalf("%s has %d supervised containers, %v; the test needs an engine that nobody uses", host, len(list.Items), err)
+	}
 	buildTestImage(t, engine)
 	testDevice(t, engine)
 }
