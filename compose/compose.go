@@ -10,14 +10,17 @@
 // device is in Notices.
 //
 // The package reads files and the environment it is given, and changes
-// nothing. It neither builds images nor knows a device; see package cli/up.
+// nothing but, while Load runs, the process's logrus logger: one Load at a
+// time. It neither builds images nor knows a device; see package cli/app.
 package compose
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -27,6 +30,7 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/sirupsen/logrus"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -83,7 +87,8 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	if len(o.Files) == 0 && !hasComposeFile(dir) {
 		return dockerfileOnly(o)
 	}
-	loaded, err := load(ctx, o)
+	var warnings bytes.Buffer
+	loaded, err := load(ctx, o, &warnings)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +103,9 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	n := &normalizer{
 		project: &Project{Name: loaded.Name, Networks: map[string]map[string]any{}, Volumes: map[string]map[string]any{}},
 		files:   loaded.ComposeFiles, dir: dir,
+	}
+	for line := range strings.Lines(warnings.String()) {
+		n.project.Notices = append(n.project.Notices, strings.TrimSpace(line))
 	}
 	n.run(doc)
 	if len(n.errs) > 0 {
@@ -135,9 +143,16 @@ func isFile(path string) bool {
 	return err == nil && st.Mode().IsRegular()
 }
 
-func load(ctx context.Context, o Options) (*types.Project, error) {
+// load runs compose-go, which says some things only through the process's
+// logger, for as long as that takes.
+func load(ctx context.Context, o Options, warnings io.Writer) (*types.Project, error) {
+	std := logrus.StandardLogger()
+	out, formatter := std.Out, std.Formatter
+	defer func() { std.SetOutput(out); std.SetFormatter(formatter) }()
+	std.SetOutput(warnings)
+	std.SetFormatter(plain{})
 	opts := []cli.ProjectOptionsFn{
-		cli.WithWorkingDirectory(o.Dir), cli.WithEnv(o.Env), cli.WithDotEnv, cli.WithConfigFileEnv,
+		cli.WithWorkingDirectory(o.Dir), cli.WithEnv(o.Env), cli.WithEnvFiles(), cli.WithDotEnv, cli.WithConfigFileEnv,
 		cli.WithDefaultConfigPath, cli.WithProfiles(o.Profiles), cli.WithResolvedPaths(true),
 	}
 	if o.Name != "" {
@@ -153,6 +168,11 @@ func load(ctx context.Context, o Options) (*types.Project, error) {
 	}
 	return p, nil
 }
+
+// plain prints a message and nothing else.
+type plain struct{}
+
+func (plain) Format(e *logrus.Entry) ([]byte, error) { return []byte(e.Message + "\n"), nil }
 
 // dockerfileOnly is a directory that is one service. Such an application is
 // usually somebody's first: it may do all that the host can.
@@ -203,7 +223,7 @@ func hasDockerfile(dir string) bool {
 	return err == nil && len(entries) > 0
 }
 
-// Dockerfile is the name, below a build context, of the Dockerfile for a
+// FileFor is the name, below a build context, of the Dockerfile for a
 // device: the most specific there is.
 func (b *Build) FileFor(deviceType, arch string) (string, error) {
 	if b.Dockerfile != "" && isFile(filepath.Join(b.Context, b.Dockerfile)) {
@@ -233,7 +253,8 @@ const (
 // Target is the local target state of a device that runs the project. It is
 // built on the device's own (the "local" object of GET /v2/local/target-state),
 // of which it keeps all but the applications. A nil project runs nothing.
-func Target(p *Project, local map[string]any) ([]byte, error) {
+// Force replaces services that hold an update lock.
+func Target(p *Project, local map[string]any, force bool) ([]byte, error) {
 	out := maps.Clone(local)
 	if out == nil {
 		out = map[string]any{}
@@ -243,7 +264,11 @@ func Target(p *Project, local map[string]any) ([]byte, error) {
 		apps[localApp] = p.app()
 	}
 	out["apps"] = apps
-	return json.Marshal(map[string]any{"local": out})
+	body := map[string]any{"local": out}
+	if force {
+		body["force"] = true
+	}
+	return json.Marshal(body)
 }
 
 func (p *Project) app() map[string]any {

@@ -127,7 +127,8 @@ func (s *Supervisor) deviceName(t model.Target) string {
 			return name
 		}
 	}
-	return s.store.UUID()[:7]
+	uuid := s.store.UUID()
+	return uuid[:min(7, len(uuid))]
 }
 
 func exists(path string) bool {

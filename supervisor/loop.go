@@ -114,6 +114,11 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	if err != nil {
 		return 0, err
 	}
+	if want.Generation == 0 {
+		// No target was ever given, or the stored one was lost: what runs is
+		// all that is left of somebody's intention.
+		return never, nil
+	}
 	facts := s.facts(want, cur)
 	if o != nil {
 		facts.KeepVolumes = o.keepVolumes

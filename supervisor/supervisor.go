@@ -86,6 +86,7 @@ type Supervisor struct {
 	gateway gateway
 
 	mu       sync.Mutex // guards the fields below
+	body     []byte     // the target as it came
 	target   model.Target
 	want     plan.Want
 	force    bool

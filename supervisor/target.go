@@ -1,9 +1,12 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/model"
@@ -25,8 +28,23 @@ func (s *Supervisor) SetLocalTarget(ctx context.Context, body []byte) error {
 	if err := s.store.SetTarget(state.SourceLocal, body); err != nil {
 		return err
 	}
+	if err := s.forgetStops(); err != nil {
+		return err
+	}
 	s.poke()
 	return nil
+}
+
+// forgetStops drops what a person once said about services that are no more.
+func (s *Supervisor) forgetStops() error {
+	want, _ := s.wanted()
+	gone := want.Stopped
+	for _, app := range want.Apps {
+		for _, svc := range app.Services {
+			delete(gone, serviceKey(app.ID, svc.Service))
+		}
+	}
+	return s.store.SetStopped(false, slices.Collect(maps.Keys(gone))...)
 }
 
 // adopt makes a target the one that is applied, or changes nothing.
@@ -59,7 +77,8 @@ func (s *Supervisor) adopt(body []byte) error {
 	s.target, s.want = target, want
 	s.force = model.Truthy(top.Force)
 	s.problem = ""
-	s.applying = true
+	s.applying = s.applying || !bytes.Equal(body, s.body)
+	s.body = body
 	clear(s.failures) // a new target deserves a new try
 	for ref, d := range s.fetching {
 		if !wantsImage(want, ref) {

@@ -29,6 +29,7 @@ type upOptions struct {
 	build    bool
 	pull     bool
 	detach   bool
+	force    bool
 	wait     time.Duration
 }
 
@@ -59,6 +60,7 @@ with a health check are healthy.`,
 	f.StringVar(&o.project, "project", "", "`name` of the application (default: the directory's)")
 	f.BoolVar(&o.build, "build", false, "build images even if nothing changed")
 	f.BoolVar(&o.pull, "pull", false, "look for newer base images; implies --build")
+	f.BoolVar(&o.force, "force", false, "also replace services that hold an update lock")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return as soon as the supervisor has the order")
 	f.DurationVar(&o.wait, "wait", 5*time.Minute, "how long to wait for the services")
 	return c
@@ -86,7 +88,7 @@ func (o upOptions) run(ctx context.Context, s *connect.Session) error {
 	if err != nil {
 		return err
 	}
-	target, err := compose.Target(project, local)
+	target, err := compose.Target(project, local, o.force)
 	if err != nil {
 		return err
 	}
@@ -194,12 +196,20 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 	show := newProgress(s)
 	defer show.end()
 	started := map[string]bool{}
+	steady, needed, misses := 0, 1, 0
 	for {
 		st, err := d.Status(ctx)
-		if err == nil {
+		switch {
+		case err != nil && ctx.Err() == nil && misses < patience:
+			misses++ // supervisor or engine may just be starting again
+			err = nil
+		case err == nil:
+			misses = 0
 			show.update(p, st)
 			var done bool
-			if done, err = o.judge(ctx, d, p, st, started); done {
+			if done, err = o.judge(ctx, d, p, st, started); !done {
+				steady, needed = 0, settleTime
+			} else if steady++; steady >= needed {
 				show.end()
 				report(s, p)
 				return nil
@@ -217,9 +227,19 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 	}
 }
 
+// patience is for how many looks in a row the supervisor may be silent.
+const patience = int(10 * time.Second / poll)
+
+// settleTime is for how many looks a service must run after it started: one
+// that dies at once does not count.
+const settleTime = int(time.Second / poll)
+
 func because(st device.Status) string {
-	if st.Error == "" {
+	switch {
+	case st.Error == "":
 		return ""
+	case strings.Contains(st.Error, "Lockfile exists"):
+		return ": " + st.Error + " (up --force overrides it)"
 	}
 	return ": " + st.Error
 }
@@ -243,13 +263,26 @@ func (o upOptions) judge(ctx context.Context, d *device.Client, p *compose.Proje
 				return false, err
 			}
 		case ok && c.Status == "exited":
-			return false, fmt.Errorf("service %s exits with code %d; see \"minke logs %s\"", svc.Name, *c.ExitCode, svc.Name)
+			return false, fmt.Errorf("service %s exits with code %s; see \"minke logs %s\"", svc.Name, exitCode(c), svc.Name)
+		case ok && c.Status == "restarting" && c.Restarts >= tooOften:
+			return false, fmt.Errorf("service %s exits again and again, last with code %s; see \"minke logs %s\"", svc.Name, exitCode(c), svc.Name)
 		default:
 			done = false
 		}
 	}
 	return done, nil
 }
+
+// exitCode is a container's; supervisors other than ours do not tell.
+func exitCode(c device.Container) string {
+	if c.ExitCode == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*c.ExitCode)
+}
+
+// tooOften is how many restarts are no longer bad luck.
+const tooOften = 3
 
 // finished is that a service is meant to end and did so well.
 func finished(svc compose.Service, c device.Container) bool {

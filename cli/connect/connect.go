@@ -1,8 +1,9 @@
 // Package connect finds the engine and the supervisor that commands talk to.
 //
-// The engine is the one named by -H, MINKE_HOST or DOCKER_HOST, else the first
-// of the usual sockets that exists: minke's, balenaEngine's, Docker's. Nothing
-// is contacted before it is used.
+// The engine is the one named by -H, MINKE_HOST or DOCKER_HOST, else that of
+// the device named by --supervisor, else the first of the usual sockets that
+// exists: minke's, balenaEngine's, Docker's. Nothing is contacted before it is
+// used.
 package connect
 
 import (
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 
@@ -40,7 +42,10 @@ type TLS struct {
 	CA, Cert, Key string
 }
 
-const defaultSupervisor = "http://127.0.0.1:48484"
+const (
+	defaultSupervisor = "http://127.0.0.1:48484"
+	devicePort        = "2375" // where a device in development offers its engine
+)
 
 var sockets = []string{"/run/minke/engine.sock", "/var/run/balena-engine.sock", "/var/run/docker.sock"}
 
@@ -52,12 +57,25 @@ func (s *Session) EngineHost() string {
 		}
 		return h
 	}
+	if device := s.device(); device != "" {
+		return "tcp://" + net.JoinHostPort(device, devicePort)
+	}
 	for _, path := range sockets {
 		if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
 			return "unix://" + path
 		}
 	}
 	return "unix://" + sockets[0]
+}
+
+// device is the host of a supervisor elsewhere: what is built must be built
+// there.
+func (s *Session) device() string {
+	u, err := url.Parse(s.SupervisorURL())
+	if err != nil || u.Hostname() == "localhost" || strings.HasPrefix(u.Hostname(), "127.") || u.Hostname() == "::1" {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // Engine is a client of the engine.

@@ -41,6 +41,7 @@ type Container struct {
 	ContainerID string
 	Health      string
 	ExitCode    *int
+	Restarts    int // by the engine, after it exited
 }
 
 // An Image is one of a Status.
@@ -90,7 +91,7 @@ func (c *Client) SetTarget(ctx context.Context, body []byte) error {
 	return c.call(ctx, http.MethodPost, "/v2/local/target-state", body, nil)
 }
 
-// App is the number of the application that runs a service.
+// localApp is the number of the application that up runs.
 const localApp = 1
 
 // Service does an action (start, stop, restart) on a service.
@@ -100,11 +101,6 @@ func (c *Client) Service(ctx context.Context, action, service string) error {
 		return err
 	}
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/v2/applications/%d/%s-service", localApp, action), body, nil)
-}
-
-// CleanupVolumes removes volumes that nothing uses.
-func (c *Client) CleanupVolumes(ctx context.Context) error {
-	return c.call(ctx, http.MethodGet, "/v2/cleanup-volumes", nil, nil)
 }
 
 // Logs calls line for each line of the device's log: the last n of each

@@ -1,5 +1,3 @@
-// Package image has the commands for images: build, images, history and the
-// like.
 package image
 
 import (

@@ -6,9 +6,9 @@
 // it is unknown. Errors go through one place: a lock that is held is 423,
 // everything else 503, as clients of this API expect.
 //
-// Two answers say more than the original's: /v2/state/status carries "health"
-// for containers with a health check, and "error" while the target cannot be
-// reached.
+// One answer says more than the original's: /v2/state/status has "error" while
+// the target cannot be reached, and for containers "health", "exitCode" and
+// "restarts" where there are any.
 package api
 
 import (

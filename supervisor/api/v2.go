@@ -37,6 +37,7 @@ type statusContainer struct {
 	CreatedAt   string `json:"createdAt"`
 	Health      string `json:"health,omitempty"`
 	ExitCode    *int   `json:"exitCode,omitempty"`
+	Restarts    int    `json:"restarts,omitempty"`
 }
 
 type statusImage struct {
@@ -73,9 +74,9 @@ func (s *server) stateStatus(w http.ResponseWriter, r *request) error {
 			continue
 		}
 		sc := statusContainer{
-			c.Status, c.Service, int(c.App), c.ReleaseImage, c.ServiceID, c.ID, isoTime(c.Created), c.Health, nil,
+			c.Status, c.Service, int(c.App), c.ReleaseImage, c.ServiceID, c.ID, isoTime(c.Created), c.Health, nil, c.Restarts,
 		}
-		if c.State == "exited" {
+		if c.State == "exited" || c.State == "restarting" {
 			sc.ExitCode = &c.ExitCode
 		}
 		out.Containers = append(out.Containers, sc)
@@ -136,7 +137,9 @@ func (s *server) appsState(w http.ResponseWriter, r *request) error {
 		for _, svc := range app.Services {
 			a.Services[svc.Name] = stateOf(st, app, svc)
 		}
-		a.UpdateStatus = updateStatus(a.Services)
+		if st.Applying {
+			a.UpdateStatus = updateStatus(a.Services)
+		}
 		out[app.Name] = a
 	}
 	write(w, http.StatusOK, out)

@@ -30,7 +30,7 @@ const owner = 65534
 
 var names = []string{"updates.lock", "resin-updates.lock"}
 
-// HandOverFiles tell the supervisor that a new container has taken over.
+// handOverFiles tell the supervisor that a new container has taken over.
 var handOverFiles = []string{"handover-complete", "resin-kill-me"}
 
 // Locks are the update locks below one directory.

@@ -14,6 +14,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -203,8 +204,7 @@ func (h *Hub) history(ctx context.Context, c plan.Container, n int) []Message {
 func (h *Hub) follow(ctx context.Context, c plan.Container, since time.Time, lines chan<- Message) {
 	o := client.ContainerLogsOptions{Follow: true}
 	if !since.IsZero() {
-		// The engine's since includes the very moment.
-		o.Since = strconv.FormatInt(since.Unix(), 10) + "." + leftPad(since.Nanosecond()/1e6*1e6+999_999)
+		o.Since = fraction(since)
 	}
 	h.read(ctx, c, o, func(m Message) {
 		select {
@@ -214,9 +214,10 @@ func (h *Hub) follow(ctx context.Context, c plan.Container, since time.Time, lin
 	})
 }
 
-func leftPad(nanos int) string {
-	s := strconv.Itoa(nanos)
-	return strings.Repeat("0", 9-len(s)) + s
+// fraction is just after a time of a line, in seconds: our times end at the
+// millisecond, the engine's do not, and its since includes the very moment.
+func fraction(t time.Time) string {
+	return fmt.Sprintf("%d.%03d999999", t.Unix(), t.Nanosecond()/1e6)
 }
 
 func (h *Hub) read(ctx context.Context, c plan.Container, o client.ContainerLogsOptions, emit func(Message)) {

@@ -1,7 +1,6 @@
 package model
 
 import (
-	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -178,5 +177,3 @@ func userLabels(labels map[string]string) map[string]string {
 	}
 	return out
 }
-
-func (v VolumeSpec) String() string { return fmt.Sprintf("volume %s", v.Name) }

@@ -112,13 +112,13 @@ func convert(in container.InspectResponse) (plan.Container, error) {
 		ID:        in.ID,
 		Name:      strings.TrimPrefix(in.Name, "/"),
 		App:       model.AppID(app),
-		AppUUID:   label(labels, "app-uuid"),
 		Service:   label(labels, "service-name"),
 		ServiceID: serviceID,
 		ImageID:   in.Image,
 		ImageRef:  in.Config.Image,
 		State:     string(in.State.Status),
 		ExitCode:  in.State.ExitCode,
+		Restarts:  in.RestartCount,
 		Started:   started.Year() > 1,
 		Error:     in.State.Error,
 		Print:     model.Fingerprint(labels[model.LabelPrint]),
@@ -167,15 +167,14 @@ func networks(ctx context.Context, e Engine) ([]plan.Network, error) {
 				slices.ContainsFunc(n.IPAM.Config, func(c network.IPAMConfig) bool {
 					return c.Subnet.String() == model.SupervisorSubnet && c.Gateway.String() == model.SupervisorGateway
 				})
-			out = append(out, plan.Network{Name: n.Name, ID: n.ID, Right: right})
+			out = append(out, plan.Network{Name: n.Name, Right: right})
 			continue
 		}
 		if !ours(n.Labels) {
 			continue
 		}
 		app, _ := strconv.Atoi(label(n.Labels, "app-id"))
-		uuid, _, _ := strings.Cut(n.Name, "_")
-		out = append(out, plan.Network{Name: n.Name, ID: n.ID, App: model.AppID(app), UUID: uuid, Print: model.Fingerprint(n.Labels[model.LabelPrint])})
+		out = append(out, plan.Network{Name: n.Name, App: model.AppID(app), Print: model.Fingerprint(n.Labels[model.LabelPrint])})
 	}
 	slices.SortFunc(out, func(a, b plan.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil

@@ -56,7 +56,6 @@ type Container struct {
 	ID        string
 	Name      string
 	App       model.AppID
-	AppUUID   string
 	Service   string
 	ServiceID int
 	ImageID   string // the engine's
@@ -64,6 +63,7 @@ type Container struct {
 	State     string // created, running, paused, restarting, removing, exited, dead
 	Health    string // "", starting, healthy, unhealthy
 	ExitCode  int
+	Restarts  int  // by its restart policy, since it was started
 	Started   bool // has ever run
 	Error     string
 	Print     model.Fingerprint // "" when another supervisor made it
@@ -87,9 +87,7 @@ func (c Container) Old() bool { return strings.HasPrefix(c.Name, model.OldPrefix
 // A Network is one of the engine's.
 type Network struct {
 	Name  string
-	ID    string
 	App   model.AppID // 0 when not an application's
-	UUID  string      // the application part of its name
 	Print model.Fingerprint
 	// Right is, for the supervisor's own network, that it has the right
 	// bridge and addresses.
