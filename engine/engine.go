@@ -167,6 +167,7 @@ func (e *Engine) Close() error {
 	if e.net != nil {
 		if idle {
 			errs = append(errs, e.net.Cleanup(ctx))
+			removeCgroupParents()
 		}
 		errs = append(errs, e.net.Close())
 	}
@@ -177,6 +178,17 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.db.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// removeCgroupParents removes the groups that containers were in, of every
+// hierarchy. One that is still in use stays.
+func removeCgroupParents() {
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(pattern + spec.CgroupParent)
+		for _, d := range dirs {
+			os.Remove(d)
+		}
+	}
 }
 
 // newID is 64 hex digits, unlike any in taken's keys.

@@ -96,11 +96,14 @@ func Generate(in Input) (*specs.Spec, error) {
 	return s, nil
 }
 
+// CgroupParent is the control group of all containers that name no other.
+const CgroupParent = "/minke"
+
 // CgroupPath is the container's control group, below every controller's root.
 func CgroupPath(h *container.HostConfig, id string) string {
 	parent := h.CgroupParent
 	if parent == "" {
-		parent = "/minke"
+		parent = CgroupParent
 	}
 	return strings.TrimSuffix(parent, "/") + "/" + id
 }

@@ -1,0 +1,42 @@
+# Targets a person types. Everything they need is installed by scripts/deps.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+
+.PHONY: build cross demo demo-down test test-race bench fuzz lint clean
+
+build: ## static, stripped programs in bin/
+	$(GOBUILD) -o bin/ ./cmd/...
+
+cross: ## the same for every board; the CLI also for darwin and windows
+	scripts/cross '$(LDFLAGS)'
+
+demo: build ## put the example application on this machine
+	scripts/demo up
+
+demo-down: ## and take it away without a trace
+	scripts/demo down
+
+test: ## everything but what takes minutes
+	scripts/deps test
+	go vet ./...
+	go test -timeout 9m ./...
+
+test-race:
+	scripts/deps test
+	go test -race -short -timeout 20m ./...
+
+bench: build ## beside docker and podman where they are installed
+	go run ./bench
+
+fuzz: ## each fuzzer for ten seconds
+	scripts/fuzz 10s
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
+	go vet ./...
+
+clean:
+	rm -rf bin bench/out
