@@ -41,13 +41,17 @@ func Open(ctx context.Context, o Options) (*Monitor, error) {
 // Close leaves the monitor process and all containers running.
 func (m *Monitor) Close() error { return m.keeper.close() }
 
-// Shutdown ends the monitor process; it fails with errdef.Conflict while it
-// still has containers.
+// Shutdown ends the monitor process and waits for its end; it fails with
+// errdef.Conflict while it still has containers.
 func (m *Monitor) Shutdown(ctx context.Context) error {
 	m.keeper.expectEnd(true)
 	if _, err := m.ask(ctx, wire.Request{Op: wire.Shutdown}); err != nil {
 		m.keeper.expectEnd(false)
 		return err
+	}
+	select {
+	case <-m.keeper.done: // the connection breaks when the process ends
+	case <-ctx.Done():
 	}
 	return m.Close()
 }

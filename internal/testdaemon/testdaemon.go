@@ -147,8 +147,16 @@ func (d *Daemon) finish() {
 		}
 	}
 	d.Stop()
-	if d.t.Failed() {
-		d.t.Logf("log of minked:\n%s", d.Log())
+	defer func() {
+		if d.t.Failed() {
+			d.t.Logf("log of minked:\n%s", d.Log())
+		}
+	}()
+	// The kernel takes namespaces apart, and cables with them, in its own time,
+	// and the monitor closes its connections a moment before it is gone.
+	gone := func() bool { return len(d.Links()) == 1 && len(d.processes()) == 0 }
+	for deadline := time.Now().Add(5 * time.Second); !gone() && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
 	}
 	for _, p := range d.processes() {
 		d.t.Errorf("left behind: process %d %s", p.pid, p.args)
