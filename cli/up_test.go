@@ -42,6 +42,10 @@ func (s *supervisor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.statuses = s.statuses[1:]
 		}
 	default:
+		if strings.HasSuffix(r.URL.Path, "/_ping") || strings.HasSuffix(r.URL.Path, "/images/x/json") {
+			io.WriteString(w, "{}") // the engine, which has the image
+			return
+		}
 		w.WriteHeader(http.StatusNotFound)
 	}
 }
@@ -86,7 +90,7 @@ func TestUp(t *testing.T) {
 			if tt.name == "the-reason-is-shown" {
 				wait = "600ms"
 			}
-			code, stdout, stderr := run(t, nil, "minke", "--supervisor", srv.URL, "up", "--wait", wait, dir)
+			code, stdout, stderr := run(t, nil, "minke", "-H", "tcp://"+srv.Listener.Addr().String(), "--supervisor", srv.URL, "up", "--wait", wait, dir)
 			if code != tt.code || stdout != tt.stdout {
 				t.Errorf("exit %d, prints %q; want %d, %q\n%s", code, stdout, tt.code, tt.stdout, stderr)
 			}

@@ -42,6 +42,7 @@ type record struct {
 	StartedAt    time.Time
 	FinishedAt   time.Time
 	RestartCount int
+	Health       container.HealthStatus // "" without a check
 	// StoppedByUser keeps restart policies from acting after stop and kill.
 	StoppedByUser bool
 }

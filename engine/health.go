@@ -27,7 +27,7 @@ const (
 )
 
 // health is the state of a container's health check. It is made at each start
-// and lives in memory.
+// and lives in memory; the record has its last status.
 type health struct {
 	stop context.CancelFunc
 
@@ -87,14 +87,14 @@ func probeCommand(r *record) []string {
 }
 
 // startHealth begins checking a container that has just started, or was found
-// running. Called with c.op held.
-func (e *Engine) startHealth(c *Container, r *record) {
+// running, when known is what was known of it. Called with c.op held.
+func (e *Engine) startHealth(c *Container, r *record, known container.HealthStatus) {
 	command := probeCommand(r)
 	if len(command) == 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(e.ctx)
-	h := &health{stop: cancel, status: container.Starting}
+	h := &health{stop: cancel, status: cmp.Or(known, container.Starting)}
 	c.mu.Lock()
 	c.health = h
 	c.mu.Unlock()
@@ -139,10 +139,7 @@ func (e *Engine) checkHealth(ctx context.Context, c *Container, h *health, start
 		}
 		inStartPeriod := result.Start.Sub(started) < conf.StartPeriod
 		if before, now := h.add(result, cmp.Or(conf.Retries, defaultRetries), inStartPeriod); before != now {
-			c.mu.Lock()
-			c.notifyLocked()
-			r := c.record
-			c.mu.Unlock()
+			r := e.change(c, func(r *record) { r.Health = now })
 			e.publish(events.ActionHealthStatus+events.Action(": "+string(now)), &r, nil)
 		}
 	}

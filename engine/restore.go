@@ -96,7 +96,7 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 		}
 	}
 	e.watch(c, done)
-	e.startHealth(c, &r)
+	e.startHealth(c, &r, r.Health)
 }
 
 // settle does with one container that does not run what its record says. exit

@@ -60,12 +60,12 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 	done := make(chan struct{})
 	r = e.change(c, func(r *record) {
 		r.Running, r.Restarting, r.Pid, r.StartedAt = true, false, pid, time.Now().UTC()
-		r.ExitCode, r.Error, r.OOMKilled = 0, "", false
+		r.ExitCode, r.Error, r.OOMKilled, r.Health = 0, "", false, ""
 		c.logsDone = done
 	})
 	e.publish(events.ActionStart, &r, nil)
 	e.watch(c, done)
-	e.startHealth(c, &r)
+	e.startHealth(c, &r, container.Starting)
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/moby/moby/client"
 
+	"github.com/minke-os/minke/internal/testdaemon"
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/supervisor"
 )
@@ -321,6 +322,14 @@ func createdAt(t *testing.T, engine supervisor.Engine, name string) string {
 }
 
 func TestDeviceOnAnEngineInMemory(t *testing.T) { testDevice(t, newFake(testImage)) }
+
+func TestDeviceOnMinke(t *testing.T) {
+	d := testdaemon.Start(t)
+	buildTestImage(t, d.Client)
+	testDevice(t, d.Client)
+}
+
+func TestMain(m *testing.M) { testdaemon.Main(m) }
 
 func TestDeviceOnARealEngine(t *testing.T) {
 	testenv.NeedRoot(t)

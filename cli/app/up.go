@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -101,8 +102,9 @@ func (o upOptions) run(ctx context.Context, s *connect.Session) error {
 	return o.follow(ctx, s, d, project)
 }
 
-// images builds what changed, one after the other: a device has little memory
-// and the builder is rarely bound by one core.
+// images builds what changed and pulls what is not there, one after the other:
+// a device has little memory and the builder is rarely bound by one core. What
+// cannot be had is an error before anything that runs is touched.
 func (o upOptions) images(ctx context.Context, s *connect.Session, p *compose.Project, info device.Info) error {
 	engine, err := s.Engine()
 	if err != nil {
@@ -111,6 +113,9 @@ func (o upOptions) images(ctx context.Context, s *connect.Session, p *compose.Pr
 	defer engine.Close()
 	for _, svc := range p.Services {
 		if svc.Build == nil {
+			if err := o.fetch(ctx, s, engine, svc); err != nil {
+				return fmt.Errorf("image %s of service %s: %w", svc.Image, svc.Name, err)
+			}
 			continue
 		}
 		if err := o.image(ctx, s, engine, svc, info); err != nil {
@@ -121,6 +126,15 @@ func (o upOptions) images(ctx context.Context, s *connect.Session, p *compose.Pr
 		}
 	}
 	return nil
+}
+
+// fetch pulls a service's image unless it is there.
+func (o upOptions) fetch(ctx context.Context, s *connect.Session, engine *client.Client, svc compose.Service) error {
+	_, err := engine.ImageInspect(ctx, svc.Image)
+	if err == nil && !o.pull || err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return image.Pull(ctx, engine, svc.Image, func(line string) { fmt.Fprintf(s.Err, "pull %s: %s\n", svc.Name, line) })
 }
 
 // labelContext remembers what an image was built from.

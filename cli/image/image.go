@@ -184,27 +184,32 @@ func pullCommand(s *connect.Session) *cobra.Command {
 				return err
 			}
 			defer engine.Close()
-			stream, err := engine.ImagePull(cmd.Context(), args[0], client.ImagePullOptions{})
-			if err != nil {
-				return err
-			}
-			defer stream.Close()
-			for m, err := range stream.JSONMessages(cmd.Context()) {
-				switch {
-				case err != nil:
-					return err
-				case m.Error != nil:
-					return errors.New(m.Error.Message)
-				case m.Progress != nil && m.Progress.Total > 0: // too much for a log
-				case m.ID != "":
-					fmt.Fprintf(s.Out, "%s: %s\n", m.ID, m.Status)
-				default:
-					fmt.Fprintln(s.Out, m.Status)
-				}
-			}
-			return nil
+			return Pull(cmd.Context(), engine, args[0], func(line string) { fmt.Fprintln(s.Out, line) })
 		},
 	}
+}
+
+// Pull downloads an image and tells each step of it, one line a call.
+func Pull(ctx context.Context, engine *client.Client, ref string, tell func(line string)) error {
+	stream, err := engine.ImagePull(ctx, ref, client.ImagePullOptions{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for m, err := range stream.JSONMessages(ctx) {
+		switch {
+		case err != nil:
+			return err
+		case m.Error != nil:
+			return errors.New(m.Error.Message)
+		case m.Progress != nil && m.Progress.Total > 0: // too much for a log
+		case m.ID != "":
+			tell(m.ID + ": " + m.Status)
+		default:
+			tell(m.Status)
+		}
+	}
+	return nil
 }
 
 func rmiCommand(s *connect.Session) *cobra.Command {

@@ -207,6 +207,26 @@ func (d *Daemon) Get(url string) (string, error) {
 	return string(b), err
 }
 
+// Command runs one of the built programs, or one on the PATH, on the daemon's
+// host network with the daemon as its engine, and returns what it printed.
+func (d *Daemon) Command(ctx context.Context, program string, args ...string) (string, error) {
+	d.t.Helper()
+	if path := filepath.Join(Build(d.t), program); !filepath.IsAbs(program) {
+		if _, err := os.Stat(path); err == nil {
+			program = path
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.Socket, "HOME="+d.Dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := inNetNS(d.netns, cmd.Start); err != nil {
+		return "", err
+	}
+	err := cmd.Wait()
+	return out.String(), err
+}
+
 // InNetNS runs f on the daemon's host network.
 func (d *Daemon) InNetNS(f func() error) error { return inNetNS(d.netns, f) }
 
