@@ -108,7 +108,8 @@ func (e *Engine) waitStopped(ctx context.Context, c *Container) error {
 // error: whoever waits for the end sees it.
 func (e *Engine) signal(ctx context.Context, c *Container, sig syscall.Signal, all bool) error {
 	err := e.rt.Kill(ctx, c.ID, sig, all)
-	if err != nil && !errdef.Is(err, errdef.NotFound) && !errors.Is(err, syscall.ESRCH) {
+	ended := errdef.Is(err, errdef.Conflict) || errdef.Is(err, errdef.NotFound) || errors.Is(err, syscall.ESRCH)
+	if err != nil && !ended {
 		return fmt.Errorf("signal container %s: %w", c.Name, err)
 	}
 	r := c.snapshot()
