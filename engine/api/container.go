@@ -209,6 +209,23 @@ func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, top)
 }
 
+func (s *Server) containerStats(w http.ResponseWriter, r *http.Request) error {
+	o := engine.StatsOptions{Stream: boolOr(r, "stream", true), OneShot: boolParam(r, "one-shot")}
+	if o.Stream && o.OneShot {
+		return errdef.Invalid.Errorf("cannot have stream=true and one-shot=true")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	enc, sent := json.NewEncoder(flushing(w)), false
+	err := s.engine.ContainerStats(r.Context(), r.PathValue("id"), o, func(sample container.StatsResponse) error {
+		sent = true
+		return enc.Encode(sample)
+	})
+	if !sent {
+		return err
+	}
+	return s.streamed(r, err)
+}
+
 func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
 	a, err := s.engine.Attach(r.Context(), r.PathValue("id"), engine.AttachOptions{
 		Stdin: boolParam(r, "stdin"), Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"),

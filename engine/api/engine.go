@@ -48,6 +48,7 @@ type containers interface {
 	ContainerList(ctx context.Context, o engine.ListOptions) ([]container.Summary, error)
 	ContainerLogs(name string, o engine.LogOptions) (engine.Logs, error)
 	ContainerTop(name, psArgs string) (container.TopResponse, error)
+	ContainerStats(ctx context.Context, name string, o engine.StatsOptions, emit func(container.StatsResponse) error) error
 	ContainerExport(name string) (func(context.Context, io.Writer) error, error)
 	ContainerChanges(name string) ([]container.FilesystemChange, error)
 	ContainerCommit(ctx context.Context, name string, o engine.CommitOptions) (oci.ImageID, error)

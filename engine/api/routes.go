@@ -17,6 +17,7 @@ func (s *Server) routes() {
 	s.handle("GET /containers/{id}/json", s.containerInspect)
 	s.handle("GET /containers/{id}/logs", s.containerLogs)
 	s.handle("GET /containers/{id}/top", s.containerTop)
+	s.handle("GET /containers/{id}/stats", s.containerStats)
 	s.handle("GET /containers/{id}/changes", s.containerChanges)
 	s.handle("GET /containers/{id}/export", s.containerExport)
 	s.handle("HEAD /containers/{id}/archive", s.archiveHead)
