@@ -171,10 +171,6 @@ func (a *Attachment) copy(ctx context.Context, s *runtime.Streams, stdin io.Read
 				release()
 				return
 			}
-			if a.TTY {
-				release() // a terminal has no end of input; the client is done
-				return
-			}
 			s.Stdin.Close()
 		}()
 	}
