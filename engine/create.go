@@ -240,6 +240,9 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 			}
 		}
 	}
+	if err := e.checkLinks(h); err != nil {
+		return err
+	}
 	return e.settleNamespaces(h)
 }
 

@@ -64,6 +64,7 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 		c.logsDone = done
 	})
 	e.publish(events.ActionStart, &r, nil)
+	e.rewriteLinkers(&r)
 	e.watch(c, done)
 	e.startHealth(c, &r)
 	return nil

@@ -110,7 +110,7 @@ func (s *Server) containerRename(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 	o := engine.RemoveOptions{Force: boolParam(r, "force"), Volumes: boolParam(r, "v")}
 	if boolParam(r, "link") {
-		return errdef.Unsupported.Errorf("container links are not supported; connect both containers to a network")
+		return done(w, s.engine.LinkRemove(r.PathValue("id")))
 	}
 	return done(w, s.engine.ContainerRemove(r.Context(), r.PathValue("id"), o))
 }

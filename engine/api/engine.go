@@ -41,6 +41,7 @@ type containers interface {
 	ContainerUnpause(ctx context.Context, name string) error
 	ContainerRename(ctx context.Context, name, newName string) error
 	ContainerRemove(ctx context.Context, name string, o engine.RemoveOptions) error
+	LinkRemove(name string) error
 	ContainerUpdate(ctx context.Context, name string, u container.UpdateConfig) (container.UpdateResponse, error)
 	ContainerWait(name string, c container.WaitCondition) (func(context.Context) (exitCode int, err error), error)
 	ContainerResize(ctx context.Context, name string, height, width uint16) error
