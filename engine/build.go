@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -187,7 +188,7 @@ func (e *Engine) ImageImport(ctx context.Context, r io.Reader, o ImportOptions) 
 	if err != nil {
 		return "", err
 	}
-	id, err := archive.Import(ctx, e.images, r, archive.ImportOptions{Config: config, Message: o.Message, Platform: o.Platform})
+	id, err := archive.Import(ctx, e.images, r, archive.ImportOptions{Config: config, Message: o.Message, Platform: o.Platform, Created: time.Now()})
 	if err != nil {
 		return "", err
 	}

@@ -240,6 +240,9 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 			}
 		}
 	}
+	if err := e.checkLinks(h); err != nil {
+		return err
+	}
 	return e.settleNamespaces(h)
 }
 
@@ -254,7 +257,8 @@ func (e *Engine) settleNamespaces(h *container.HostConfig) error {
 		}
 		c, err := e.find(name)
 		if err != nil {
-			return err
+			// No NotFound, which from create means that the image is to be pulled.
+			return errdef.Invalid.Errorf("join the namespaces of another container: %w", err)
 		}
 		set("container:" + c.ID)
 		return nil
@@ -280,7 +284,7 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 		return out, nil
 	}
 	add := func(name string, s *network.EndpointSettings) error {
-		n, err := e.net.Find(name)
+		n, err := e.findNetwork(name)
 		if err != nil {
 			return err
 		}
@@ -305,7 +309,7 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 			}
 		}
 	}
-	n, err := e.net.Find(string(h.NetworkMode))
+	n, err := e.findNetwork(string(h.NetworkMode))
 	if err != nil {
 		return nil, err
 	}
@@ -313,6 +317,16 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 		return out, add(n.Name, nil)
 	}
 	return out, nil
+}
+
+// findNetwork finds a network for a new container. It is no NotFound, which
+// from create means that the image is to be pulled.
+func (e *Engine) findNetwork(name string) (network.Network, error) {
+	n, err := e.net.Find(name)
+	if errdef.Is(err, errdef.NotFound) {
+		return n, errdef.Invalid.Errorf("failed to set up container networking: %w", err)
+	}
+	return n, err
 }
 
 // reserveName makes name, or one of our choice, the container's.

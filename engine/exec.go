@@ -87,7 +87,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 	}
 	p, err := e.execProcess(&r, x.req)
 	if err != nil {
-		return nil, err
+		return nil, e.execFailed(x, err)
 	}
 	if size := req.ConsoleSize; size != nil && x.req.Tty {
 		p.ConsoleSize = &specs.Box{Height: size[0], Width: size[1]}

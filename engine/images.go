@@ -241,6 +241,10 @@ func (e *Engine) ImageTag(name, repo, tag string) error {
 
 // ImageRemove takes away a name, and the image with its last one.
 func (e *Engine) ImageRemove(ctx context.Context, name string, force bool) ([]imagetypes.DeleteResponse, error) {
+	id, _, err := e.images.Resolve(name)
+	if err != nil {
+		return nil, err
+	}
 	removed, err := e.images.Remove(name, force, e.imageUser)
 	if err != nil {
 		return nil, err
@@ -250,7 +254,7 @@ func (e *Engine) ImageRemove(ctx context.Context, name string, force bool) ([]im
 	for _, r := range removed {
 		out = append(out, imagetypes.DeleteResponse{Untagged: r.Untagged, Deleted: r.Deleted})
 		if r.Untagged != "" {
-			e.publishImage(events.ActionUnTag, r.Untagged, r.Untagged)
+			e.publishImage(events.ActionUnTag, string(id), r.Untagged)
 		}
 		if r.Deleted != "" {
 			deleted = true

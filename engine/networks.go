@@ -74,7 +74,7 @@ func (e *Engine) networkJoined(c *Container, r *record, joined network.Joined) e
 	if err := e.writeOwn(r.ID, resolvFile, joined.Resolv); err != nil {
 		return err
 	}
-	if err := e.writeOwn(r.ID, hostsFile, hostsContent(r, &joined)); err != nil {
+	if err := e.writeOwn(r.ID, hostsFile, append(hostsContent(r, &joined), e.linkedHosts(r)...)); err != nil {
 		return err
 	}
 	for name, ep := range joined.Endpoints {
@@ -292,5 +292,6 @@ func (e *Engine) rewriteHosts(r *record) error {
 	if !r.runs() {
 		return nil
 	}
-	return e.writeOwn(r.ID, hostsFile, hostsContent(r, &network.Joined{Endpoints: r.Networks}))
+	hosts := hostsContent(r, &network.Joined{Endpoints: r.Networks})
+	return e.writeOwn(r.ID, hostsFile, append(hosts, e.linkedHosts(r)...))
 }

@@ -64,6 +64,7 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 		c.logsDone = done
 	})
 	e.publish(events.ActionStart, &r, nil)
+	e.rewriteLinkers(&r)
 	e.watch(c, done)
 	e.startHealth(c, &r, container.Starting)
 	return nil
@@ -89,7 +90,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		return 0, err
 	}
 	in := spec.Input{
-		ID: r.ID, Config: r.Config, Host: r.Host, Args: append([]string{r.Path}, r.Args...), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
+		ID: r.ID, Config: r.Config, Host: r.Host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
 		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
 	}
 	if err := e.joinNamespaces(&in); err != nil {
@@ -140,6 +141,22 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	}
 	return pid, e.rt.Start(ctx, r.ID)
 }
+
+// argv is the first process of a container: its program, or one that has it
+// as a child.
+func argv(r *record) []string {
+	args := append([]string{r.Path}, r.Args...)
+	if wantsInit(r) {
+		return append([]string{initPath, "--"}, args...)
+	}
+	return args
+}
+
+func wantsInit(r *record) bool { return r.Host.Init != nil && *r.Host.Init }
+
+// initPath is where the runtime's program, known by this name, is that first
+// process; clients and images know the path from Docker.
+const initPath = "/sbin/docker-init"
 
 // initError prefers the reason of an init that gave up, as for a program that
 // is not there, to what its end made fail elsewhere.
@@ -317,6 +334,9 @@ func (e *Engine) ownMounts(r *record, owner string) (out []specs.Mount) {
 			m.Options = append(m.Options, "ro")
 		}
 		out = append(out, m)
+	}
+	if wantsInit(r) && !taken[initPath] {
+		out = append(out, specs.Mount{Destination: initPath, Type: "bind", Source: e.cfg.Runtime, Options: []string{"bind", "rprivate", "ro"}})
 	}
 	return out
 }

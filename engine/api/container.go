@@ -110,7 +110,7 @@ func (s *Server) containerRename(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 	o := engine.RemoveOptions{Force: boolParam(r, "force"), Volumes: boolParam(r, "v")}
 	if boolParam(r, "link") {
-		return errdef.Unsupported.Errorf("container links are not supported; connect both containers to a network")
+		return done(w, s.engine.LinkRemove(r.PathValue("id")))
 	}
 	return done(w, s.engine.ContainerRemove(r.Context(), r.PathValue("id"), o))
 }
@@ -207,6 +207,23 @@ func (s *Server) containerTop(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, top)
+}
+
+func (s *Server) containerStats(w http.ResponseWriter, r *http.Request) error {
+	o := engine.StatsOptions{Stream: boolOr(r, "stream", true), OneShot: boolParam(r, "one-shot")}
+	if o.Stream && o.OneShot {
+		return errdef.Invalid.Errorf("cannot have stream=true and one-shot=true")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	enc, sent := json.NewEncoder(flushing(w)), false
+	err := s.engine.ContainerStats(r.Context(), r.PathValue("id"), o, func(sample container.StatsResponse) error {
+		sent = true
+		return enc.Encode(sample)
+	})
+	if !sent {
+		return err
+	}
+	return s.streamed(r, err)
 }
 
 func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {

@@ -41,6 +41,7 @@ type containers interface {
 	ContainerUnpause(ctx context.Context, name string) error
 	ContainerRename(ctx context.Context, name, newName string) error
 	ContainerRemove(ctx context.Context, name string, o engine.RemoveOptions) error
+	LinkRemove(name string) error
 	ContainerUpdate(ctx context.Context, name string, u container.UpdateConfig) (container.UpdateResponse, error)
 	ContainerWait(name string, c container.WaitCondition) (func(context.Context) (exitCode int, err error), error)
 	ContainerResize(ctx context.Context, name string, height, width uint16) error
@@ -48,6 +49,7 @@ type containers interface {
 	ContainerList(ctx context.Context, o engine.ListOptions) ([]container.Summary, error)
 	ContainerLogs(name string, o engine.LogOptions) (engine.Logs, error)
 	ContainerTop(name, psArgs string) (container.TopResponse, error)
+	ContainerStats(ctx context.Context, name string, o engine.StatsOptions, emit func(container.StatsResponse) error) error
 	ContainerExport(name string) (func(context.Context, io.Writer) error, error)
 	ContainerChanges(name string) ([]container.FilesystemChange, error)
 	ContainerCommit(ctx context.Context, name string, o engine.CommitOptions) (oci.ImageID, error)

@@ -17,6 +17,7 @@ func (s *Server) routes() {
 	s.handle("GET /containers/{id}/json", s.containerInspect)
 	s.handle("GET /containers/{id}/logs", s.containerLogs)
 	s.handle("GET /containers/{id}/top", s.containerTop)
+	s.handle("GET /containers/{id}/stats", s.containerStats)
 	s.handle("GET /containers/{id}/changes", s.containerChanges)
 	s.handle("GET /containers/{id}/export", s.containerExport)
 	s.handle("HEAD /containers/{id}/archive", s.archiveHead)
@@ -33,7 +34,7 @@ func (s *Server) routes() {
 	s.handle("POST /containers/{id}/resize", s.containerResize)
 	s.handle("POST /containers/{id}/attach", s.containerAttach)
 	s.handle("POST /containers/{id}/wait", s.containerWait)
-	s.handle("DELETE /containers/{id}", s.containerRemove)
+	s.handle("DELETE /containers/{id...}", s.containerRemove) // with ?link=1 it is container/alias
 	s.handle("POST /commit", s.containerCommit)
 
 	s.handle("POST /containers/{id}/exec", s.execCreate)

@@ -1,5 +1,6 @@
 // Package command is the command line of minke-runtime: the inner lives of the
-// program, and an OCI runtime.
+// program, the first process that docker run --init asks for, and an OCI
+// runtime.
 //
 // The OCI commands use a monitor of their own below --root. It is started by
 // the first create and ends with the last delete.
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,6 +26,9 @@ import (
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
+	if filepath.Base(os.Args[0]) == FirstProcess {
+		return first(args)
+	}
 	if len(args) > 0 {
 		switch args[0] {
 		case "init":

@@ -44,7 +44,6 @@ func mounts(in Input) []specs.Mount {
 	}
 	if in.Host.IpcMode.IsHost() {
 		all = replaceMount(all, bind("/dev/shm", "/dev/shm"))
-		all = replaceMount(all, bind("/dev/mqueue", "/dev/mqueue"))
 	}
 	if in.Host.PidMode.IsHost() && in.Host.Privileged {
 		all = replaceMount(all, bind("/proc", "/proc"))
