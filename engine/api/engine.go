@@ -73,6 +73,7 @@ type images interface {
 	ImageRemove(ctx context.Context, name string, force bool) ([]image.DeleteResponse, error)
 	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
 	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
+	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)
 	ImageBuild(ctx context.Context, o build.Options, contextTar io.Reader, out build.Output) (oci.ImageID, error)
 	ImagePrune(ctx context.Context, f engine.Filters) (deleted []image.DeleteResponse, reclaimed int64, err error)
