@@ -84,7 +84,7 @@ func (e *Engine) pull(ctx context.Context, ref oci.Reference, o PullOptions) (oc
 }
 
 // pullBase pulls what a FROM names, telling what a person wants to know on out.
-func (e *Engine) pullBase(auths map[string]registry.Credentials) func(context.Context, oci.Reference, oci.Platform, io.Writer) (oci.ImageID, error) {
+func (e *Engine) pullBase(auths RegistryAuths) func(context.Context, oci.Reference, oci.Platform, io.Writer) (oci.ImageID, error) {
 	return func(ctx context.Context, ref oci.Reference, p oci.Platform, out io.Writer) (oci.ImageID, error) {
 		if p == oci.Host() {
 			p = oci.Platform{} // nobody asked for it

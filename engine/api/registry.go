@@ -10,6 +10,8 @@ import (
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/jsonstream"
 	registrytypes "github.com/moby/moby/api/types/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/engine/registry"
@@ -30,6 +32,73 @@ func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 	out := &messages{w: w}
 	o.Progress = out.progress
 	return out.fail(s.engine.ImagePull(r.Context(), q.Get("fromImage"), q.Get("tag"), o))
+}
+
+// imagePush answers POST /images/{name}/push.
+func (s *Server) imagePush(w http.ResponseWriter, r *http.Request, name string) error {
+	out := &messages{w: w}
+	err := s.engine.ImagePush(r.Context(), name, r.URL.Query().Get("tag"), engine.PushOptions{
+		Credentials: credentialsOf(r), Progress: out.progress, Pushed: out.pushed,
+	})
+	return out.fail(err)
+}
+
+// pushed tells the end of a push, to people and to programs.
+func (m *messages) pushed(p registry.Pushed) {
+	m.status(fmt.Sprintf("%s: digest: %s size: %d", p.Tag, p.Digest, p.Size))
+	aux, _ := json.Marshal(struct {
+		Tag, Digest string
+		Size        int
+	}{p.Tag, string(p.Digest), p.Size})
+	m.send(message{Message: jsonstream.Message{Aux: (*json.RawMessage)(&aux)}})
+}
+
+// distribution answers GET /distribution/{name}/json.
+func (s *Server) distribution(w http.ResponseWriter, r *http.Request) error {
+	name, ok := strings.CutSuffix(r.PathValue("name"), "/json")
+	if !ok {
+		return notFound(w, r)
+	}
+	d, err := s.engine.DistributionInspect(r.Context(), name, credentialsOf(r))
+	if err != nil {
+		return err
+	}
+	out := registrytypes.DistributionInspect{
+		Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: digest.Digest(d.Digest), Size: d.Size},
+		Platforms:  []ocispec.Platform{},
+	}
+	for _, p := range d.Platforms {
+		out.Platforms = append(out.Platforms, ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// auth answers POST /auth, which is docker login.
+func (s *Server) auth(w http.ResponseWriter, r *http.Request) error {
+	var req registrytypes.AuthConfig
+	if err := readJSON(r, &req, false); err != nil {
+		return err
+	}
+	token, err := s.engine.RegistryLogin(r.Context(), req.ServerAddress, credentials(req))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, registrytypes.AuthResponse{Status: "Login Succeeded", IdentityToken: token})
+}
+
+// registryConfig reads X-Registry-Config: for a build, credentials for all
+// registries that the client has any for.
+func registryConfig(r *http.Request) engine.RegistryAuths {
+	var all map[string]registrytypes.AuthConfig
+	dec := base64.NewDecoder(base64.URLEncoding, strings.NewReader(r.Header.Get("X-Registry-Config")))
+	if json.NewDecoder(dec).Decode(&all) != nil {
+		return nil
+	}
+	out := engine.RegistryAuths{}
+	for server, a := range all {
+		out[registry.ServerDomain(server)] = credentials(a)
+	}
+	return out
 }
 
 // credentialsOf reads X-Registry-Auth. As in Docker, what cannot be read is

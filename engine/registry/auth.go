@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
@@ -28,6 +29,13 @@ type authorizer struct {
 
 	mu     sync.Mutex // held while a token is fetched: one for all who wait
 	header string
+}
+
+// allow adds to what tokens are to allow. It is for before the first request.
+func (a *authorizer) allow(scope string) {
+	if !slices.Contains(a.scopes, scope) {
+		a.scopes = append(a.scopes, scope)
+	}
 }
 
 func (a *authorizer) current() string {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
@@ -38,33 +37,34 @@ func (c *Client) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (oc
 		return "", err
 	}
 	defer release()
+	p := &pulling{ref: ref, o: o}
+	defer p.release()
+	if err := c.anywhere(ctx, ref, o.Credentials, p.from); err != nil {
+		return "", err
+	}
+	return p.id, nil
+}
+
+// anywhere does what f does at a mirror or, if that does not help, where ref
+// comes from.
+func (c *Client) anywhere(ctx context.Context, ref oci.Reference, creds Credentials, f func(context.Context, *session) error) (err error) {
 	for _, ep := range c.endpoints(ctx, ref.Domain) {
-		var id oci.ImageID
-		id, err = c.pullFrom(ctx, ep, ref, o)
+		err = c.at(ctx, ep, ref, creds, f)
 		if err == nil || ctx.Err() != nil || !ep.mirror {
-			return id, err
+			return err
 		}
 		c.o.Logger.Warn("registry mirror does not help", "mirror", ep.host, "image", ref.Familiar(), "err", err)
 	}
-	return "", err
+	return err
 }
 
-func (c *Client) pullFrom(ctx context.Context, ep endpoint, ref oci.Reference, o PullOptions) (oci.ImageID, error) {
-	s, err := c.open(ctx, ep, ref.Path, "pull", o.Credentials)
+func (c *Client) at(ctx context.Context, ep endpoint, ref oci.Reference, creds Credentials, f func(context.Context, *session) error) error {
+	s, err := c.open(ctx, ep, ref.Path, "pull", creds)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer s.close()
-	p := &pulling{s: s, ref: ref, o: o}
-	defer p.release()
-	if err := p.resolve(ctx); err != nil {
-		return "", asked(ref, err)
-	}
-	o.Progress(Progress{ID: tagOrDigest(ref), Status: "Pulling from " + ref.Path})
-	if err := p.image(ctx); err != nil {
-		return "", asked(ref, err)
-	}
-	return p.id, p.finish()
+	return asked(ref, f(ctx, s))
 }
 
 func tagOrDigest(ref oci.Reference) string {
@@ -101,6 +101,19 @@ func (p *pulling) lease(chain oci.ChainID) error {
 		p.leases = append(p.leases, release)
 	}
 	return err
+}
+
+// from pulls from one endpoint.
+func (p *pulling) from(ctx context.Context, s *session) error {
+	p.s = s
+	if err := p.resolve(ctx); err != nil {
+		return err
+	}
+	p.o.Progress(Progress{ID: tagOrDigest(p.ref), Status: "Pulling from " + p.ref.Path})
+	if err := p.image(ctx); err != nil {
+		return err
+	}
+	return p.finish()
 }
 
 // resolve finds the manifest.
@@ -224,52 +237,6 @@ func (p *pulling) learn() error {
 
 // short is the twelve digits by which people know a layer.
 func short(d oci.Digest) string { return d.Hex()[:min(12, len(d.Hex()))] }
-
-// Tags lists the tags of a repository.
-func (c *Client) Tags(ctx context.Context, ref oci.Reference, creds Credentials) (tags []string, err error) {
-	for _, ep := range c.endpoints(ctx, ref.Domain) {
-		if tags, err = c.tagsFrom(ctx, ep, ref, creds); err == nil || ctx.Err() != nil {
-			break
-		}
-	}
-	if err != nil {
-		return nil, asked(ref, err)
-	}
-	return tags, nil
-}
-
-func (c *Client) tagsFrom(ctx context.Context, ep endpoint, ref oci.Reference, creds Credentials) ([]string, error) {
-	s, err := c.open(ctx, ep, ref.Path, "pull", creds)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	var all []string
-	r := request{method: "GET", path: "tags/list", want: []int{200}}
-	for {
-		resp, err := s.do(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		body, err := read(resp, maxManifest)
-		if err != nil {
-			return nil, err
-		}
-		var page struct{ Tags []string }
-		if err := json.Unmarshal(body, &page); err != nil {
-			return nil, errdef.Unavailable.Errorf("tags of %s: %w", ref.FamiliarRepository(), err)
-		}
-		all = append(all, page.Tags...)
-		// The rest is behind a link: </v2/x/tags/list?last=y>; rel="next".
-		next, _, ok := strings.Cut(strings.TrimPrefix(resp.Header.Get("Link"), "<"), ">")
-		if !ok || len(page.Tags) == 0 {
-			return all, nil
-		}
-		if r.url, err = s.base.Parse(next); err != nil {
-			return nil, errdef.Unavailable.Errorf("tags of %s: %w", ref.FamiliarRepository(), err)
-		}
-	}
-}
 
 // isDamage reports whether content was not what its digest says.
 func isDamage(err error) bool {
