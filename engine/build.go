@@ -16,16 +16,21 @@ import (
 
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/build"
+	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
-// ImageBuild makes an image from a build context, see package build.
-func (e *Engine) ImageBuild(ctx context.Context, o build.Options, contextTar io.Reader, out build.Output) (oci.ImageID, error) {
+// RegistryAuths are credentials by the domain of references: docker.io.
+type RegistryAuths map[string]registry.Credentials
+
+// ImageBuild makes an image from a build context, see package build. Base
+// images that are not here are pulled.
+func (e *Engine) ImageBuild(ctx context.Context, o build.Options, auths RegistryAuths, contextTar io.Reader, out build.Output) (oci.ImageID, error) {
 	if o.Platform == (oci.Platform{}) {
 		o.Platform = oci.Host()
 	}
-	id, err := build.Build(ctx, build.Deps{Store: e.images, Runner: buildRunner{e}}, o, contextTar, out)
+	id, err := build.Build(ctx, build.Deps{Store: e.images, Runner: buildRunner{e}, Pull: e.pullBase(auths)}, o, contextTar, out)
 	if err != nil {
 		return "", err
 	}

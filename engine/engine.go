@@ -39,8 +39,10 @@ import (
 	"github.com/minke-os/minke/engine/internal/network"
 	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/internal/volume"
+	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
 )
 
@@ -70,13 +72,14 @@ type Engine struct {
 	id      string
 	started time.Time
 
-	db      *bbolt.DB
-	images  *store.Store
-	net     *network.Host
-	volumes *volume.Store
-	rt      *runtime.Monitor
-	events  events.Broker
-	filters spec.SeccompCache
+	db       *bbolt.DB
+	images   *store.Store
+	registry *registry.Client
+	net      *network.Host
+	volumes  *volume.Store
+	rt       *runtime.Monitor
+	events   events.Broker
+	filters  spec.SeccompCache
 
 	mu         sync.Mutex
 	containers map[string]*Container // by ID
@@ -119,6 +122,12 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	}
 	if e.images, err = store.Open(cfg.DataRoot, e.db, store.Options{Logger: cfg.Logger}); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	e.registry, err = registry.New(e.images, e.db, registry.Options{
+		Mirrors: cfg.Mirrors, Insecure: cfg.Insecure, UserAgent: "minke/" + cfg.Version + " (linux; " + oci.Host().Architecture + ")", Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
 	}
 	if e.volumes, err = volume.Open(filepath.Join(cfg.DataRoot, "volumes"), e.db); err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)

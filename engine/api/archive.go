@@ -112,7 +112,7 @@ func (s *Server) save(w http.ResponseWriter, r *http.Request, names []string) er
 func (s *Server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	if q.Get("fromImage") != "" {
-		return errdef.Unsupported.Errorf("pull access denied for %s: minke does not pull from registries yet; use docker load, docker import or docker build", q.Get("fromImage"))
+		return s.imagePull(w, r)
 	}
 	src := q.Get("fromSrc")
 	if src == "" {

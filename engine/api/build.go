@@ -31,7 +31,7 @@ func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
 	// The client sends the context and reads the output at once.
 	http.NewResponseController(w).EnableFullDuplex()
 	out := &messages{w: w}
-	id, err := s.engine.ImageBuild(r.Context(), o, body, build.Output{
+	id, err := s.engine.ImageBuild(r.Context(), o, registryConfig(r), body, build.Output{
 		Stdout: streamWriter{m: out}, Stderr: streamWriter{out, "\x1b[91m", "\x1b[0m"},
 		ImageID: func(id oci.ImageID) {
 			aux, _ := json.Marshal(map[string]string{"ID": string(id)})

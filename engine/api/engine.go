@@ -14,6 +14,7 @@ import (
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/build"
+	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -22,6 +23,7 @@ type Engine interface {
 	containers
 	execs
 	images
+	registries
 	networks
 	volumes
 
@@ -75,9 +77,16 @@ type images interface {
 	ImageRemove(ctx context.Context, name string, force bool) ([]image.DeleteResponse, error)
 	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
 	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
+	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error
+	ImagePush(ctx context.Context, name, tag string, o engine.PushOptions) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)
-	ImageBuild(ctx context.Context, o build.Options, contextTar io.Reader, out build.Output) (oci.ImageID, error)
+	ImageBuild(ctx context.Context, o build.Options, auths engine.RegistryAuths, contextTar io.Reader, out build.Output) (oci.ImageID, error)
 	ImagePrune(ctx context.Context, f engine.Filters) (deleted []image.DeleteResponse, reclaimed int64, err error)
+}
+
+type registries interface {
+	RegistryLogin(ctx context.Context, server string, c registry.Credentials) (identity string, err error)
+	DistributionInspect(ctx context.Context, name string, c registry.Credentials) (registry.Description, error)
 }
 
 type networks interface {

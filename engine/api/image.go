@@ -7,7 +7,6 @@ import (
 	"github.com/moby/moby/api/types/image"
 
 	"github.com/minke-os/minke/engine"
-	"github.com/minke-os/minke/internal/errdef"
 )
 
 func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
@@ -59,8 +58,8 @@ func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusCreated)
 		return nil
 	}
-	if strings.HasSuffix(path, "/push") {
-		return errdef.Unsupported.Errorf("push is not supported yet; use docker save and load")
+	if name, ok := strings.CutSuffix(path, "/push"); ok {
+		return s.imagePush(w, r, name)
 	}
 	return notFound(w, r)
 }

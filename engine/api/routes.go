@@ -52,6 +52,8 @@ func (s *Server) routes() {
 	s.handle("POST /images/{name...}", s.imagePost)
 	s.handle("DELETE /images/{name...}", s.imageRemove)
 
+	s.handle("GET /distribution/{name...}", s.distribution)
+
 	s.handle("POST /build", s.build)
 	s.handle("POST /build/prune", s.buildPrune)
 

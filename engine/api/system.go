@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/registry"
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
@@ -47,15 +46,6 @@ func (s *Server) systemDF(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, usageFor(versionOf(r), u, boolParam(r, "verbose")))
-}
-
-// auth takes any credentials: they are tried where they are used.
-func (s *Server) auth(w http.ResponseWriter, r *http.Request) error {
-	var req registry.AuthConfig
-	if err := readJSON(r, &req, false); err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, registry.AuthResponse{Status: "Login Succeeded"})
 }
 
 func (s *Server) plugins(w http.ResponseWriter, r *http.Request) error {

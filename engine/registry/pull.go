@@ -1,0 +1,245 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+// PullOptions say how to pull. The zero value pulls anonymously for this host.
+type PullOptions struct {
+	// Platform is what the image must be for. If it is not given, Host is
+	// what an index is searched for, and a single image may be for any.
+	Platform    oci.Platform
+	Host        oci.Platform // oci.Host() if empty
+	Credentials Credentials
+	Progress    func(Progress) // called from several goroutines; may be nil
+}
+
+// Pull makes an image of a registry one of the store, under the name that ref
+// gives it and under its digest.
+func (c *Client) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (oci.ImageID, error) {
+	if o.Progress == nil {
+		o.Progress = func(Progress) {}
+	}
+	if o.Host == (oci.Platform{}) {
+		o.Host = oci.Host()
+	}
+	release, err := c.store.Lease("")
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	p := &pulling{ref: ref, o: o}
+	defer p.release()
+	if err := c.anywhere(ctx, ref, o.Credentials, p.from); err != nil {
+		return "", err
+	}
+	return p.id, nil
+}
+
+// anywhere does what f does at a mirror or, if that does not help, where ref
+// comes from.
+func (c *Client) anywhere(ctx context.Context, ref oci.Reference, creds Credentials, f func(context.Context, *session) error) (err error) {
+	for _, ep := range c.endpoints(ctx, ref.Domain) {
+		err = c.at(ctx, ep, ref, creds, f)
+		if err == nil || ctx.Err() != nil || !ep.mirror {
+			return err
+		}
+		c.o.Logger.Warn("registry mirror does not help", "mirror", ep.host, "image", ref.Familiar(), "err", err)
+	}
+	return err
+}
+
+func (c *Client) at(ctx context.Context, ep endpoint, ref oci.Reference, creds Credentials, f func(context.Context, *session) error) error {
+	s, err := c.open(ctx, ep, ref.Path, "pull", creds)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return asked(ref, f(ctx, s))
+}
+
+func tagOrDigest(ref oci.Reference) string {
+	if ref.Digest != "" {
+		return string(ref.Digest)
+	}
+	return ref.Tag
+}
+
+// A pulling is one image on its way.
+type pulling struct {
+	s   *session
+	ref oci.Reference
+	o   PullOptions
+
+	digest   oci.Digest // of what ref names: an index or a manifest
+	manifest *manifest
+	id       oci.ImageID
+	diffs    []oci.DiffID
+	leases   []func()
+	fetched  bool // the image was not here
+}
+
+func (p *pulling) release() {
+	for _, f := range p.leases {
+		f()
+	}
+}
+
+// lease keeps a stack that is here already until the end of the pull.
+func (p *pulling) lease(chain oci.ChainID) error {
+	release, err := p.s.c.store.Lease(chain)
+	if err == nil {
+		p.leases = append(p.leases, release)
+	}
+	return err
+}
+
+// from pulls from one endpoint.
+func (p *pulling) from(ctx context.Context, s *session) error {
+	p.s = s
+	if err := p.resolve(ctx); err != nil {
+		return err
+	}
+	p.o.Progress(Progress{ID: tagOrDigest(p.ref), Status: "Pulling from " + p.ref.Path})
+	if err := p.image(ctx); err != nil {
+		return err
+	}
+	return p.finish()
+}
+
+// resolve finds the manifest.
+func (p *pulling) resolve(ctx context.Context) error {
+	m, err := p.s.manifest(ctx, tagOrDigest(p.ref))
+	if err != nil {
+		return err
+	}
+	p.digest = m.digest
+	want := p.o.Platform
+	if want == (oci.Platform{}) {
+		want = p.o.Host
+	}
+	if p.manifest, err = p.s.image(ctx, m, want); err != nil {
+		return err
+	}
+	p.id = oci.ImageID(p.manifest.Config.Digest)
+	return nil
+}
+
+// image gets what is missing of the image and records it.
+func (p *pulling) image(ctx context.Context) error {
+	if img, err := p.s.c.store.Image(p.id); err == nil {
+		p.diffs = diffIDs(img.Config)
+		return p.checkPlatform(img.Config)
+	}
+	raw, err := p.s.blob(ctx, p.manifest.Config, maxConfig)
+	if err != nil {
+		return fmt.Errorf("configuration of %s: %w", p.ref.Familiar(), err)
+	}
+	var config dockerspec.DockerOCIImage
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return errdef.Invalid.Errorf("configuration of %s: %w", p.ref.Familiar(), err)
+	}
+	if err := p.checkPlatform(config); err != nil {
+		return err
+	}
+	p.diffs = diffIDs(config)
+	if len(p.diffs) != len(p.manifest.Layers) {
+		return errdef.Invalid.Errorf("%s: the configuration has %d layers, the manifest %d", p.ref.Familiar(), len(p.diffs), len(p.manifest.Layers))
+	}
+	if err := p.layers(ctx); err != nil {
+		return err
+	}
+	p.fetched = true
+	_, err = p.s.c.store.PutImage(ctx, raw, "")
+	return err
+}
+
+func diffIDs(config dockerspec.DockerOCIImage) []oci.DiffID {
+	out := make([]oci.DiffID, len(config.RootFS.DiffIDs))
+	for i, d := range config.RootFS.DiffIDs {
+		out[i] = oci.DiffID(d)
+	}
+	return out
+}
+
+// checkPlatform compares an image that no index described with what the user
+// asked for.
+func (p *pulling) checkPlatform(config dockerspec.DockerOCIImage) error {
+	want := p.o.Platform
+	if want == (oci.Platform{}) || p.digest != p.manifest.digest {
+		return nil
+	}
+	is := oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}
+	if slices.Contains(runs(want), canonical(is)) {
+		return nil
+	}
+	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", p.ref.Familiar(), want, is)
+}
+
+// finish names the image and tells the end.
+func (p *pulling) finish() error {
+	st := p.s.c.store
+	had, _, err := st.Resolve(p.ref.String())
+	if err != nil {
+		had = ""
+	}
+	byDigest := p.ref
+	byDigest.Tag, byDigest.Digest = "", p.digest
+	if err := st.Tag(p.id, byDigest); err != nil {
+		return err
+	}
+	if p.ref.Digest == "" {
+		if err := st.Tag(p.id, p.ref); err != nil {
+			return err
+		}
+	}
+	if err := p.learn(); err != nil {
+		return err
+	}
+	status := "Image is up to date for "
+	if p.fetched || had != p.id {
+		status = "Downloaded newer image for "
+	}
+	p.o.Progress(Progress{Status: "Digest: " + string(p.digest)})
+	p.o.Progress(Progress{Status: "Status: " + status + p.ref.Familiar()})
+	return nil
+}
+
+// learn remembers which blobs the layers are.
+func (p *pulling) learn() error {
+	blobs := map[oci.DiffID]known{}
+	for i, l := range p.manifest.Layers {
+		if i < len(p.diffs) && len(l.URLs) == 0 {
+			blobs[p.diffs[i]] = known{l.Digest, l.Size, l.MediaType, p.ref.Repository()}
+		}
+	}
+	images, err := p.s.c.store.Images()
+	if err != nil {
+		return err
+	}
+	live := map[oci.DiffID]bool{}
+	for _, img := range images {
+		for _, d := range diffIDs(img.Config) {
+			live[d] = true
+		}
+	}
+	return p.s.c.blobs.learn(blobs, live)
+}
+
+// short is the twelve digits by which people know a layer.
+func short(d oci.Digest) string { return d.Hex()[:min(12, len(d.Hex()))] }
+
+// isDamage reports whether content was not what its digest says.
+func isDamage(err error) bool {
+	_, ok := errors.AsType[*damage](err)
+	return ok
+}
