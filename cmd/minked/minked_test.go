@@ -157,6 +157,65 @@ func TestKilledMonitorLosesNothing(t *testing.T) {
 	}
 }
 
+// afterTheEnd checks that restart policies apply where a container's end was
+// nobody's wish.
+func afterTheEnd(t *testing.T, interrupt func(*testdaemon.Daemon)) {
+	d := testdaemon.Start(t)
+	if _, err := d.NetworkCreate(t.Context(), "own", client.NetworkCreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.NetworkRemove(t.Context(), "own", client.NetworkRemoveOptions{}) })
+	ports, bindings := published(80, 8005)
+	conf := sh("mkdir -p /w; echo hello > /w/f; exec httpd -f -p 80 -h /w")
+	conf.ExposedPorts = ports
+	policy := func(name string) container.HostConfig {
+		return container.HostConfig{RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyMode(name)}}
+	}
+	host := policy("always")
+	host.PortBindings, host.NetworkMode, host.Binds = bindings, "own", []string{"kept:/data"}
+	always := d.RunDetached(testdaemon.Spec{Name: "always", Config: conf, Host: host})
+	d.Exec(always, "sh", "-c", "echo x > /data/x; echo y > /y; sync")
+	plain := d.RunDetached(testdaemon.Spec{Name: "plain", Config: cmd("sleep", "1000")})
+	stopped := d.RunDetached(testdaemon.Spec{Name: "stopped", Config: cmd("sleep", "1000"), Host: policy("unless-stopped")})
+	now := 0
+	if _, err := d.ContainerStop(t.Context(), stopped, client.ContainerStopOptions{Timeout: &now}); err != nil {
+		t.Fatal(err)
+	}
+	passing := d.RunDetached(testdaemon.Spec{Name: "passing", Config: cmd("sleep", "1000"), Host: container.HostConfig{AutoRemove: true}})
+	old := d.Inspect(always)
+
+	interrupt(d)
+	d.Up()
+
+	testdaemon.WaitDead(t, old.State.Pid)
+	c := d.WaitFor(always, "started again", func(c container.InspectResponse) bool { return c.State.Status == "running" })
+	if c.State.Pid == old.State.Pid {
+		t.Errorf("still process %d, want another", c.State.Pid)
+	}
+	if got, want := c.NetworkSettings.Networks["own"].IPAddress, old.NetworkSettings.Networks["own"].IPAddress; got != want {
+		t.Errorf("address = %s, want the one it had, %s", got, want)
+	}
+	if out, _ := d.Exec(always, "cat", "/data/x", "/y"); out != "x\ny\n" {
+		t.Errorf("files after the restart: %q, want both", out)
+	}
+	if got, err := d.Get("http://127.0.0.1:8005/f"); err != nil || got != "hello\n" {
+		t.Errorf("published port: %q, %v", got, err)
+	}
+	if c := d.Inspect(plain); c.State.Running || c.State.ExitCode == 0 {
+		t.Errorf("container without a policy: %+v, want it ended with an error", c.State)
+	}
+	if c := d.Inspect(stopped); c.State.Running {
+		t.Errorf("container that was stopped before: %+v, want it stopped", c.State)
+	}
+	if _, err := d.ContainerInspect(t.Context(), passing, client.ContainerInspectOptions{}); err == nil {
+		t.Errorf("container with --rm is still there")
+	}
+}
+
+func TestKilledWithItsMonitor(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon).KillAll) }
+
+func TestPowerCut(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon).Reboot) }
+
 func TestManyRunsAtOnceLeaveNothing(t *testing.T) {
 	d := testdaemon.Start(t)
 	// One run first, so that what lives as long as the daemon is there.

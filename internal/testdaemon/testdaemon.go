@@ -116,6 +116,42 @@ func (d *Daemon) Kill() {
 	d.cmd.Wait()
 }
 
+// KillAll is kill -9 of minked and its monitor in one instant.
+func (d *Daemon) KillAll() {
+	d.t.Helper()
+	monitor := d.Monitor()
+	syscall.Kill(d.Pid(), syscall.SIGSTOP) // so that it cannot start another
+	syscall.Kill(monitor, syscall.SIGKILL)
+	d.Kill()
+	WaitDead(d.t, monitor)
+}
+
+// Reboot is a power cut: every process ends, and what lives in memory is gone.
+// Call Up afterwards.
+func (d *Daemon) Reboot() {
+	d.t.Helper()
+	var pids []int
+	list, err := d.ContainerList(d.t.Context(), client.ContainerListOptions{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, c := range list.Items {
+		pids = append(pids, d.Inspect(c.ID).State.Pid)
+	}
+	d.KillAll()
+	for _, pid := range pids {
+		syscall.Kill(pid, syscall.SIGKILL)
+		WaitDead(d.t, pid)
+	}
+	if err := os.RemoveAll(filepath.Join(d.Dir, "run")); err != nil {
+		d.t.Fatal(err)
+	}
+	d.netns.Close()
+	if d.netns, err = newNetNS(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // Stop ends minked as a service manager does.
 func (d *Daemon) Stop() {
 	d.t.Helper()
