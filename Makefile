@@ -22,7 +22,7 @@ demo-down: ## and take it away without a trace
 test: ## everything but what takes minutes
 	scripts/deps test
 	go vet ./...
-	go test -timeout 9m ./...
+	go test -json -timeout 9m ./... | go run ./internal/testlog
 
 test-race:
 	scripts/deps test
