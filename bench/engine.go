@@ -36,15 +36,15 @@ type engine struct {
 }
 
 // minke is the engine alone, without supervisor, as its rivals are.
-func minke(r *runner, dir string) (*engine, error) {
+func minke(r *runner, bin, dir string) (*engine, error) {
 	socket := filepath.Join(dir, "engine.sock")
-	prog := func(name string) string { return filepath.Join(r.bin, name) }
+	prog := func(name string) string { return filepath.Join(bin, name) }
 	cli, err := exec.LookPath(r.cli)
 	if err != nil {
 		return nil, err
 	}
 	return &engine{
-		version: "this tree", cli: []string{cli, "-H", "unix://" + socket}, own: []string{prog("minke"), "-H", "unix://" + socket}, socket: socket,
+		version: versionOf(prog("minked")), cli: []string{cli, "-H", "unix://" + socket}, own: []string{prog("minke"), "-H", "unix://" + socket}, socket: socket,
 		daemon: []string{
 			prog("minked"), "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "-H", "unix://" + socket,
 			"--pidfile", filepath.Join(dir, "pid"), "--supervisor=false", "--log-level", "error",

@@ -36,6 +36,7 @@ func main() {
 	only := flag.String("only", "minke,docker,podman", "engines to compare")
 	cli := flag.String("cli", "docker", "docker CLI to drive minke and docker with")
 	bin := flag.String("bin", "", "directory of our programs (default: build them)")
+	before := flag.String("before", "", "directory of our programs as they were, to compare with")
 	out := flag.String("out", "bench/out", "directory for the figures")
 	show := flag.String("show", "", "only print the tables of figures kept in this file")
 	flag.Parse()
@@ -44,7 +45,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	r := runner{rounds: *rounds, batch: *batch, cli: *cli, bin: *bin}
+	r := runner{rounds: *rounds, batch: *batch, cli: *cli, bin: *bin, before: *before}
+	if *before != "" {
+		*only += ",before"
+	}
 	exit(r.run(ctx, strings.Split(*only, ","), *out))
 }
 
@@ -59,7 +63,8 @@ func exit(err error) {
 // A runner is one comparison.
 type runner struct {
 	rounds, batch int
-	cli, bin      string
+	cli           string
+	bin, before   string // our programs
 	dir           string // everything is below it
 	group         string // everybody's cgroup, by its name in each hierarchy
 	image         string // file to import
@@ -120,9 +125,16 @@ func (r *runner) prepare(ctx context.Context) error {
 	return nil
 }
 
+var engines = map[string]func(*runner, string) (*engine, error){
+	"minke":  func(r *runner, dir string) (*engine, error) { return minke(r, r.bin, dir) },
+	"before": func(r *runner, dir string) (*engine, error) { return minke(r, r.before, dir) },
+	"docker": docker,
+	"podman": podman,
+}
+
 // start brings an engine up with the image, unless it is not installed.
 func (r *runner) start(ctx context.Context, name string) error {
-	describe, ok := map[string]func(*runner, string) (*engine, error){"minke": minke, "docker": docker, "podman": podman}[name]
+	describe, ok := engines[name]
 	if !ok {
 		return errors.New("no such engine; there are minke, docker and podman")
 	}

@@ -21,9 +21,11 @@ func (h *Host) alias() string { return "minke " + h.bridge }
 // ensureBridge makes a network's bridge and rules if they are not there.
 // Called with h.mu held.
 func (h *Host) ensureBridge(n *state) error {
-	link, err := netlink.LinkByName(n.bridge)
+	link, err := h.links.LinkByName(n.bridge)
 	var missing netlink.LinkNotFoundError
 	switch {
+	case err == nil && link.Attrs().Index == n.ready && link.Attrs().Flags&net.FlagUp != 0:
+		return nil
 	case errors.As(err, &missing):
 		if link, err = h.makeBridge(n); err != nil {
 			return fmt.Errorf("make bridge %s: %w", n.bridge, err)
@@ -38,7 +40,11 @@ func (h *Host) ensureBridge(n *state) error {
 			return err
 		}
 	}
-	return h.rules.addNetwork(n)
+	if err := h.rules.addNetwork(n); err != nil {
+		return err
+	}
+	n.ready = link.Attrs().Index
+	return nil
 }
 
 func (h *Host) makeBridge(n *state) (netlink.Link, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -183,7 +184,7 @@ func openNamespace(pid int) (*namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace of process %d: %w", pid, err)
 	}
-	h, err := netlink.NewHandleAt(fd, 0)
+	h, err := netlink.NewHandleAt(fd, unix.NETLINK_ROUTE)
 	if err != nil {
 		fd.Close()
 		return nil, err
@@ -209,7 +210,7 @@ const addrGenNone = 1
 
 // plug makes the cable: one end on the bridge, the other in the container.
 func (h *Host) plug(ns *namespace, n *state, l *leg, name string) error {
-	bridge, err := netlink.LinkByName(n.bridge)
+	bridge, err := h.links.LinkByName(n.bridge)
 	if err != nil {
 		return err
 	}
@@ -220,17 +221,17 @@ func (h *Host) plug(ns *namespace, n *state, l *leg, name string) error {
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: name, PeerHardwareAddr: net.HardwareAddr(l.settings.MacAddress), PeerNamespace: netlink.NsFd(ns.fd),
 	}
-	if err := netlink.LinkAdd(veth); err != nil {
+	if err := h.links.LinkAdd(veth); err != nil {
 		return err
 	}
 	err = ns.configure(n, l, name)
 	if err == nil {
 		// Where br_netfilter turns a published port back on the bridge itself,
 		// a container that calls its own must get the packet by the same port.
-		err = netlink.LinkSetHairpin(veth, true)
+		err = h.links.LinkSetHairpin(veth, true)
 	}
 	if err != nil {
-		return errors.Join(err, netlink.LinkDel(veth))
+		return errors.Join(err, h.links.LinkDel(veth))
 	}
 	return nil
 }

@@ -29,7 +29,9 @@ import (
 	"sync"
 
 	"github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netlink"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -80,6 +82,7 @@ type Host struct {
 	bridge string // of the default network
 	bip    netip.Prefix
 	rules  *rules
+	links  *netlink.Handle // a socket kept open; for one-off questions there is package netlink's own
 
 	mu       sync.Mutex
 	networks map[string]*state  // by ID
@@ -91,6 +94,7 @@ type Host struct {
 type state struct {
 	network.Network
 	bridge string // interface name, "" for host and none
+	ready  int    // index of the bridge that was found complete, with its rules
 	taken  map[netip.Addr]string
 }
 
@@ -124,7 +128,11 @@ func Open(ctx context.Context, db *bbolt.DB, o Options) (*Host, error) {
 		return nil, err
 	}
 	var err error
+	if h.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("network interfaces: %w", err)
+	}
 	if h.rules, err = openRules(h.bridge); err != nil {
+		h.links.Close()
 		return nil, fmt.Errorf("packet rules: %w", err)
 	}
 	for _, n := range h.networks {
@@ -148,6 +156,7 @@ func (h *Host) Close() error {
 	}
 	if h.rules != nil {
 		errs = append(errs, h.rules.close())
+		h.links.Close()
 	}
 	return errors.Join(errs...)
 }

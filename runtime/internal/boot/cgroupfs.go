@@ -27,16 +27,33 @@ func mountCgroups(root *os.File, p mountPlan, namespaced bool) error {
 		p.kind, p.source, p.data = "cgroup2", "cgroup", nil
 		return p.mount(root)
 	}
-	t := mountPlan{kind: "tmpfs", source: "cgroup", dest: p.dest, set: p.set &^ unix.MOUNT_ATTR_RDONLY, data: [][2]string{{"mode", "755"}}}
-	if err := t.mount(root); err != nil {
+	dir, err := openTmpfs(root, p)
+	if err != nil {
 		return err
 	}
+	defer unix.Close(dir)
 	for _, c := range v1 {
-		if err := mountController(root, p, c, namespaced); err != nil {
+		if err := mountController(dir, p, c, namespaced); err != nil {
 			return err
 		}
 	}
-	return p.seal(root)
+	// Now that its directories exist.
+	return setattr(dir, 0, unix.MountAttr{Attr_set: p.set & unix.MOUNT_ATTR_RDONLY})
+}
+
+// openTmpfs mounts the directory of the hierarchies. Nobody but this process
+// has seen it yet, so names in it are what they are made to be.
+func openTmpfs(root *os.File, p mountPlan) (int, error) {
+	t := mountPlan{kind: "tmpfs", source: "cgroup", dest: p.dest, set: p.set &^ unix.MOUNT_ATTR_RDONLY, data: [][2]string{{"mode", "755"}}}
+	fd, err := t.open()
+	if err != nil {
+		return -1, err
+	}
+	if err := t.attachIn(root, fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // A cgroupLine is a hierarchy and the process's place in it.
@@ -50,28 +67,31 @@ func parseCgroupLine(l string) cgroupLine {
 	return cgroupLine{f[1], f[2]}
 }
 
-func mountController(root *os.File, p mountPlan, c cgroupLine, namespaced bool) error {
-	dir := strings.TrimPrefix(c.controllers, "name=")
-	m := mountPlan{kind: "cgroup", source: "cgroup", dest: path.Join(p.dest, dir), set: p.set}
+func mountController(at int, p mountPlan, c cgroupLine, namespaced bool) error {
+	name := strings.TrimPrefix(c.controllers, "name=")
+	m := mountPlan{kind: "cgroup", source: "cgroup", dest: path.Join(p.dest, name), set: p.set}
 	if namespaced {
 		m.data = controllerOptions(c.controllers)
 	} else {
-		m.kind, m.source = "bind", path.Join("/sys/fs/cgroup", dir, c.path)
+		m.kind, m.source = "bind", path.Join("/sys/fs/cgroup", name, c.path)
 	}
-	if err := m.mount(root); err != nil {
-		return err
-	}
-	if !strings.Contains(dir, ",") {
-		return nil
-	}
-	at, err := openIn(root, p.dest)
+	fd, err := m.open()
 	if err != nil {
 		return err
 	}
-	defer at.Close()
-	for _, name := range strings.Split(dir, ",") {
-		if err := unix.Symlinkat(dir, int(at.Fd()), name); err != nil {
-			return fmt.Errorf("link %s: %w", name, err)
+	defer unix.Close(fd)
+	if err := unix.Mkdirat(at, name, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", m.dest, err)
+	}
+	if err := unix.MoveMount(fd, "", at, name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", m.kind, m.dest, err)
+	}
+	if !strings.Contains(name, ",") {
+		return nil
+	}
+	for _, link := range strings.Split(name, ",") {
+		if err := unix.Symlinkat(name, at, link); err != nil {
+			return fmt.Errorf("link %s: %w", link, err)
 		}
 	}
 	return nil
@@ -86,17 +106,4 @@ func controllerOptions(controllers string) [][2]string {
 		o = append(o, [2]string{c, ""})
 	}
 	return o
-}
-
-// seal makes the tmpfs read-only now that its directories exist.
-func (p mountPlan) seal(root *os.File) error {
-	if p.set&unix.MOUNT_ATTR_RDONLY == 0 {
-		return nil
-	}
-	at, err := openIn(root, p.dest)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	return setattr(int(at.Fd()), 0, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }

@@ -251,6 +251,11 @@ func (p mountPlan) mount(root *os.File) error {
 		return err
 	}
 	defer unix.Close(fd)
+	return p.attachIn(root, fd)
+}
+
+// attachIn moves the detached mount fd to its place below root.
+func (p mountPlan) attachIn(root *os.File, fd int) error {
 	target, err := p.target(root, fd)
 	if err != nil {
 		return fmt.Errorf("mount point %s: %w", p.dest, err)

@@ -53,12 +53,34 @@ func openPlain(root *os.File, name string) (*os.File, error) {
 	return openat2(root, name, how)
 }
 
-// makeDir opens the directory name below root and makes what is missing.
+// makeDir opens the directory name below root and makes what is missing. Mostly
+// that is nothing, or the last part, for which the kernel's resolution is
+// enough; pathrs-lite does the rest.
 func makeDir(root *os.File, name string) (*os.File, error) {
 	if f, err := openIn(root, name); err == nil {
 		return f, nil
 	}
+	if f, err := makeLast(root, path.Clean("/"+name)); !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
 	return pathrs.MkdirAllHandle(root, strings.TrimLeft(name, "/"), 0o755)
+}
+
+// makeLast makes a directory in one that exists.
+func makeLast(root *os.File, name string) (*os.File, error) {
+	dir, err := openIn(root, path.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	base := path.Base(name)
+	if err := unix.Mkdirat(int(dir.Fd()), base, 0o755); err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "make directory", Path: name, Err: err}
+	}
+	return openat2(dir, base, unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
 }
 
 // makeFile makes the empty file name below root, for something to be mounted

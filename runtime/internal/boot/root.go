@@ -66,10 +66,12 @@ func attachRoot(cfg *Config) (*os.File, error) {
 		return nil, err
 	}
 	// A shared parent would carry the mount to the host, and pivot_root
-	// refuses it.
-	if err := makeParentPrivate(cfg.Root); err != nil {
-		root.Close()
-		return nil, err
+	// refuses it. There is one only if the configuration wants it.
+	if cfg.RootfsPropagation != "" {
+		if err := makeParentPrivate(cfg.Root); err != nil {
+			root.Close()
+			return nil, err
+		}
 	}
 	if err := moveMount(int(root.Fd()), at); err != nil {
 		root.Close()

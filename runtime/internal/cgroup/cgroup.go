@@ -186,15 +186,16 @@ func (g *Group) Dir() (*os.File, error) {
 	return os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
-// Add puts the process into the version 1 groups. Into version 2 it is cloned.
-func (g *Group) Add(pid int) error {
+// Enter puts the calling thread, and what it clones from then on, into the
+// version 1 groups. Into version 2 a process is cloned by way of Dir.
+func (g *Group) Enter() error {
 	var done []string
 	for c, dir := range g.Paths {
 		if c == Unified || slices.Contains(done, dir) {
 			continue
 		}
 		done = append(done, dir)
-		if err := write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+		if err := write(dir, "tasks", "0"); err != nil {
 			return fmt.Errorf("enter cgroup %s: %w", dir, err)
 		}
 	}

@@ -150,7 +150,7 @@ func (c *container) clone(p spawn.Process) (spawn.Child, error) {
 	if err != nil {
 		return spawn.Child{}, err
 	}
-	p.Cgroup = -1
+	p.Cgroup, p.Enter = -1, c.group.Enter
 	if dir != nil {
 		defer dir.Close()
 		p.Cgroup = int(dir.Fd())
@@ -171,9 +171,6 @@ func (c *container) clone(p spawn.Process) (spawn.Child, error) {
 }
 
 func (c *container) admit(l *wire.Launch, child spawn.Child) error {
-	if err := c.group.Add(child.Pid); err != nil {
-		return err
-	}
 	if l.OOMScoreAdj != nil {
 		if err := setOOMScore(child.Pid, *l.OOMScoreAdj); err != nil {
 			return err

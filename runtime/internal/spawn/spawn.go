@@ -3,7 +3,8 @@
 // The caller gives a Launch and descriptors; a Child comes back whose process
 // runs package boot and waits for its configuration's start. Namespaces that
 // must exist before the process does are made here: all new ones by clone, and
-// the pid namespace that is joined, because only children enter it.
+// the pid namespace that is joined, because only children enter it. It is born
+// into its cgroups, too.
 //
 // The program that runs is this one, executed from a read-only mount that has
 // no path, so that a container which gets at /proc/<pid>/exe cannot write to
@@ -32,6 +33,9 @@ type Process struct {
 	Stdio  [3]int // the program's 0–2
 	Cgroup int    // descriptor of a version 2 cgroup, or -1
 	Target int    // for a further process: pidfd of the container's first, else -1
+
+	// Enter puts the calling thread into the container's cgroups of version 1.
+	Enter func() error
 }
 
 // A Child is a process that was cloned.
@@ -68,7 +72,7 @@ func Start(p Process) (Child, error) {
 		attr.Files = append(attr.Files, uintptr(p.Target))
 		pidns = p.Target
 	}
-	pid, err := forkIn(pidns, exe, []string{"minke-runtime", applet}, attr)
+	pid, err := forkFrom(func() error { return enter(p, pidns) }, exe, []string{"minke-runtime", applet}, attr)
 	if err != nil {
 		conn.Close()
 		return Child{}, fmt.Errorf("clone the container's process: %w", err)
@@ -104,33 +108,46 @@ func attributes(p Process) (*syscall.ProcAttr, int, error) {
 // nothing to collect.
 var env = []string{"GOMAXPROCS=1", "GOGC=off"}
 
-// forkIn clones with the children's pid namespace set to pidns, if that is not
-// -1, on this thread only.
-func forkIn(pidns int, exe string, argv []string, attr *syscall.ProcAttr) (int, error) {
-	if pidns < 0 {
-		return syscall.ForkExec(exe, argv, attr)
+// enter makes the calling thread one whose children are born where the process
+// belongs.
+func enter(p Process, pidns int) error {
+	if pidns >= 0 {
+		if err := unix.Setns(pidns, unix.CLONE_NEWPID); err != nil {
+			return fmt.Errorf("join the pid namespace: %w", err)
+		}
 	}
-	runtime.LockOSThread()
-	if err := unix.Setns(pidns, unix.CLONE_NEWPID); err != nil {
-		runtime.UnlockOSThread()
-		return 0, fmt.Errorf("join the pid namespace: %w", err)
-	}
-	pid, err := syscall.ForkExec(exe, argv, attr)
-	if serr := unix.Setns(ownPidNS(), unix.CLONE_NEWPID); serr != nil {
-		// The thread stays locked, so Go ends it with its goroutine.
-		return pid, err
-	}
-	runtime.UnlockOSThread()
+	return p.Enter()
+}
+
+// forkFrom clones from a thread of its own that was prepared for it. A process
+// that is moved to a cgroup after its birth makes the kernel wait for all
+// processors to take notice, 10 ms; a thread that moves itself does not.
+func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
+	err = onThread(func() error {
+		if err := prepare(); err != nil {
+			return err
+		}
+		pid, err = syscall.ForkExec(exe, argv, attr)
+		return err
+	})
 	return pid, err
 }
 
-var ownPidNS = sync.OnceValue(func() int {
-	fd, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1
-	}
-	return fd
-})
+// onThread runs f on a thread that ends with it.
+func onThread(f func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Go does not end the main thread, only puts it aside.
+			result <- onThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		result <- f() // and never unlocked
+	}()
+	return <-result
+}
 
 // executable is a name for this program on a read-only mount.
 var executable = sync.OnceValues(func() (string, error) {
