@@ -51,7 +51,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, inspectFor(versionOf(r), c))
+	return writeJSON(w, http.StatusOK, withAddress(c))
 }
 
 // done answers an action that has no result.
