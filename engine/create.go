@@ -19,13 +19,16 @@ import (
 	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 )
 
 var containerNames = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // ContainerCreate makes a container from an image; it does not run. On an
-// error nothing is left, but for named volumes, which are the user's.
-func (e *Engine) ContainerCreate(ctx context.Context, name string, req container.CreateRequest) (container.CreateResponse, error) {
+// error nothing is left, but for named volumes, which are the user's. An image
+// of another platform than the one asked for, if any, is NotFound, whereupon
+// clients pull.
+func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req container.CreateRequest) (container.CreateResponse, error) {
 	if req.Config == nil {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("config cannot be empty in order to create a container")
 	}
@@ -44,6 +47,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 			release()
 		}
 	}()
+	if err := checkPlatform(req.Config.Image, img, platform); err != nil {
+		return container.CreateResponse{}, err
+	}
 	cfg := withImageDefaults(*req.Config, img.Config.Config)
 	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
@@ -60,7 +66,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 		return container.CreateResponse{}, err
 	}
 	kept = true
-	return container.CreateResponse{ID: r.ID, Warnings: []string{}}, nil
+	return container.CreateResponse{ID: r.ID, Warnings: e.createWarnings(host)}, nil
 }
 
 // create makes the container that r describes, under name or one of our
@@ -136,6 +142,21 @@ func (e *Engine) imageForContainer(name string) (store.Image, func(), error) {
 	return img, release, err
 }
 
+func checkPlatform(name string, img store.Image, want string) error {
+	if want == "" {
+		return nil
+	}
+	p, err := oci.ParsePlatform(want)
+	if err != nil {
+		return errdef.Invalid.Wrap(err)
+	}
+	c := img.Config
+	if c.OS == p.OS && c.Architecture == p.Architecture && (p.Variant == "" || c.Variant == "" || c.Variant == p.Variant) {
+		return nil
+	}
+	return errdef.NotFound.Errorf("image with reference %s was found but its platform (%s/%s) does not match the specified platform (%s)", name, c.OS, c.Architecture, want)
+}
+
 // withImageDefaults fills what the client left open from the image.
 func withImageDefaults(c container.Config, img dockerspec.DockerOCIImageConfig) container.Config {
 	c.Env = spec.MergeEnv(img.Env, c.Env)
@@ -187,6 +208,9 @@ func merged[V any](base, over map[string]V) map[string]V {
 // checkHostConfig refuses what cannot work, and settles names to IDs.
 func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if err := spec.CheckResources(h.Resources); err != nil {
+		return err
+	}
+	if err := checkHost(h); err != nil {
 		return err
 	}
 	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {

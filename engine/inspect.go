@@ -232,6 +232,14 @@ func (e *Engine) listFilter(o ListOptions) (func(*record, *container.Health) boo
 			*bound.at = c.snapshot().Created
 		}
 	}
+	published, err := portFilter(f["publish"])
+	if err != nil {
+		return nil, err
+	}
+	exposed, err := portFilter(f["expose"])
+	if err != nil {
+		return nil, err
+	}
 	ancestors := map[oci.ImageID]bool{}
 	for _, name := range f["ancestor"] {
 		if id, _, err := e.images.Resolve(name); err == nil {
@@ -259,7 +267,7 @@ func (e *Engine) listFilter(o ListOptions) (func(*record, *container.Health) boo
 			return false
 		case !f.some("network", r.networkNames()), !f.some("volume", r.volumeNames()):
 			return false
-		case !f.some("publish", r.portNames(true)), !f.some("expose", r.portNames(false)):
+		case !somePort(published, r.Host.PortBindings), !somePort(exposed, r.Config.ExposedPorts):
 			return false
 		}
 		return true
@@ -283,20 +291,31 @@ func (r *record) volumeNames() (out []string) {
 	return out
 }
 
-func (r *record) portNames(published bool) (out []string) {
-	add := func(p network.Port) { out = append(out, p.String(), p.Port()) }
-	if published {
-		for p, bindings := range r.Ports {
-			if len(bindings) > 0 {
-				add(p)
+// portFilter reads "80", "80/udp" and "80-90/tcp", ports in the container.
+func portFilter(values []string) (out []network.PortRange, err error) {
+	for _, v := range values {
+		p, err := network.ParsePortRange(v)
+		if err != nil {
+			return nil, errdef.Invalid.Errorf("invalid port filter %q: %w; want for example 80, 80/udp or 8000-8010/tcp", v, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// somePort reports whether one of the ports is asked for, or nothing was asked.
+func somePort[V any](asked []network.PortRange, ports map[network.Port]V) bool {
+	if len(asked) == 0 {
+		return true
+	}
+	for p := range ports {
+		for _, want := range asked {
+			if want.Proto() == p.Proto() && want.Start() <= p.Num() && p.Num() <= want.End() {
+				return true
 			}
 		}
-		return out
 	}
-	for p := range r.Config.ExposedPorts {
-		add(p)
-	}
-	return out
+	return false
 }
 
 // diskSize is the disk that a file takes: for a metadata copy, none.

@@ -27,8 +27,8 @@ func (e *Engine) Info() (system.Info, error) {
 	host, _ := os.Hostname()
 	info := system.Info{
 		ID: e.id, Images: len(images), Driver: storageDriver, DriverStatus: [][2]string{{"Backing Filesystem", "file store, each content once"}},
-		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
-		OomKillDisable: !cgroupV2(), IPv4Forwarding: readLine("/proc/sys/net/ipv4/ip_forward") == "1", Debug: e.cfg.Debug,
+		MemoryLimit: true, SwapLimit: swapAccounted(), CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
+		OomKillDisable: !cgroupV2(), IPv4Forwarding: forwards(), Warnings: hostWarnings(), Debug: e.cfg.Debug,
 		NFd: openFiles(), NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), NEventsListener: e.events.Listeners(),
 		LoggingDriver: "json-file", CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),

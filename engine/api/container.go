@@ -39,7 +39,8 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req, false); err != nil {
 		return err
 	}
-	created, err := s.engine.ContainerCreate(r.Context(), r.URL.Query().Get("name"), req)
+	q := r.URL.Query()
+	created, err := s.engine.ContainerCreate(r.Context(), q.Get("name"), q.Get("platform"), req)
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func (s *Server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, inspectFor(versionOf(r), c))
+	return writeJSON(w, http.StatusOK, withAddress(c))
 }
 
 // done answers an action that has no result.

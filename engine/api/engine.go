@@ -34,7 +34,7 @@ type Engine interface {
 }
 
 type containers interface {
-	ContainerCreate(ctx context.Context, name string, req container.CreateRequest) (container.CreateResponse, error)
+	ContainerCreate(ctx context.Context, name, platform string, req container.CreateRequest) (container.CreateResponse, error)
 	ContainerStart(ctx context.Context, name string) error
 	ContainerStop(ctx context.Context, name string, o engine.StopOptions) error
 	ContainerRestart(ctx context.Context, name string, o engine.StopOptions) error

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 
@@ -26,36 +27,43 @@ func (s *Server) execStart(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req, true); err != nil {
 		return err
 	}
-	a, err := s.engine.ExecStart(r.Context(), r.PathValue("id"), req)
-	if err != nil && !req.Detach && errdef.Of(err) == errdef.Invalid {
-		return s.execRefused(w, r, err)
-	}
-	if err != nil {
-		return err
-	}
-	if a == nil {
+	if req.Detach {
+		if _, err := s.engine.ExecStart(r.Context(), r.PathValue("id"), req); err != nil {
+			return err
+		}
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return runAttached(w, r, a, streamType(versionOf(r), a.TTY))
+	return s.execAttached(w, r, req)
 }
 
-// execRefused tells why a program does not run on the stream where its output
-// would be: that is where clients show it from; of a status they show only the
-// number. They take the exit code from the inspection.
-func (s *Server) execRefused(w http.ResponseWriter, r *http.Request, why error) error {
+// execAttached answers before the program starts: a client that reads ahead
+// while it looks for the end of the header would lose the first output. So a
+// failure is told on the stream, which is where clients show it from; they take
+// the exit code from the inspection.
+func (s *Server) execAttached(w http.ResponseWriter, r *http.Request, req container.ExecStartRequest) error {
 	x, err := s.engine.ExecInspect(r.PathValue("id"))
 	if err != nil {
 		return err
 	}
+	if x.Running || x.ExitCode != nil {
+		return errdef.Conflict.Errorf("exec instance %s has already run", x.ID)
+	}
 	tty := x.ProcessConfig.Tty
-	conn, _, err := hijacked(w, r, streamType(versionOf(r), tty))
+	conn, in, err := hijacked(w, r, streamType(versionOf(r), tty))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	stdout, _ := outputs(conn, tty)
-	fmt.Fprintf(stdout, "%s\r\n", why)
+	stdout, stderr := outputs(conn, tty)
+	// The request's context ends with the hijacking handler, not the client.
+	ctx := context.WithoutCancel(r.Context())
+	a, err := s.engine.ExecStart(ctx, x.ID, req)
+	if err != nil {
+		fmt.Fprintf(stdout, "%s\r\n", err)
+		return nil
+	}
+	a.Run(ctx, in, stdout, stderr)
 	return nil
 }
 

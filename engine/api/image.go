@@ -21,7 +21,7 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, listFor(versionOf(r), list))
+	return writeJSON(w, http.StatusOK, withVirtualSizes(list))
 }
 
 // imageGet tells GET /images/{name}/{json,history,get} apart.
@@ -32,7 +32,7 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, http.StatusOK, imageFor(versionOf(r), i))
+		return writeJSON(w, http.StatusOK, withVirtualSize(i))
 	}
 	if name, ok := strings.CutSuffix(path, "/history"); ok {
 		h, err := s.engine.ImageHistory(name)

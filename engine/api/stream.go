@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/internal/errdef"
 )
 
 // frames writes one of several streams to a connection they share, each piece
@@ -54,6 +55,12 @@ func outputs(w io.Writer, tty bool) (stdout, stderr io.Writer) {
 // hijacked takes over the connection of a request and answers it, with 101 if
 // the client asked for an upgrade.
 func hijacked(w http.ResponseWriter, r *http.Request, contentType string) (net.Conn, *bufio.Reader, error) {
+	// Some clients (dockerode) repeat the query in a body. It is no input.
+	if r.ContentLength > 0 {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return nil, nil, errdef.Invalid.Errorf("read request body: %w", err)
+		}
+	}
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, nil, err

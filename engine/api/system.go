@@ -86,7 +86,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 			if at.Before(since) || !until.IsZero() && at.After(until) || !wanted(f, m) {
 				continue
 			}
-			if err := enc.Encode(eventFor(versionOf(r), m)); err != nil {
+			if err := enc.Encode(withStatus(m)); err != nil {
 				return nil
 			}
 		}
@@ -103,7 +103,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 			if !ok {
 				return nil
 			}
-			if wanted(f, m) && enc.Encode(eventFor(versionOf(r), m)) != nil {
+			if wanted(f, m) && enc.Encode(withStatus(m)) != nil {
 				return nil
 			}
 		case <-deadline:

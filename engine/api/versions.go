@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -64,24 +65,28 @@ func streamType(v version, tty bool) string {
 	return "application/vnd.docker.raw-stream"
 }
 
-// legacyUsage is GET /system/df before 1.52: flat lists instead of totals.
-type legacyUsage struct {
-	LayersSize  int64
-	Images      []image.Summary
-	Containers  []container.Summary
-	Volumes     []volume.Volume
-	BuildCache  []struct{}
-	BuilderSize *int64 `json:",omitempty"`
+// usage is GET /system/df: totals since 1.52, and beside them the flat lists
+// that it had before. Scripts that ask for the newest version, whatever it is,
+// go on reading those.
+type usage struct {
+	*system.DiskUsage
+	LayersSize int64
+	Images     []image.Summary
+	Containers []container.Summary
+	Volumes    []volume.Volume
+	BuildCache []struct{}
 }
 
 func usageFor(v version, u engine.Usage, verbose bool) any {
+	flat := usage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: []struct{}{}}
 	if v < 52 {
-		return legacyUsage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: []struct{}{}}
+		return flat
 	}
 	out := system.DiskUsage{
-		ImageUsage:     &image.DiskUsage{TotalCount: int64(len(u.Images)), TotalSize: u.LayersSize},
-		ContainerUsage: &container.DiskUsage{TotalCount: int64(len(u.Containers))},
-		VolumeUsage:    &volume.DiskUsage{TotalCount: int64(len(u.Volumes))},
+		ImageUsage:      &image.DiskUsage{TotalCount: int64(len(u.Images)), TotalSize: u.LayersSize},
+		ContainerUsage:  &container.DiskUsage{TotalCount: int64(len(u.Containers))},
+		VolumeUsage:     &volume.DiskUsage{TotalCount: int64(len(u.Volumes))},
+		BuildCacheUsage: &build.DiskUsage{},
 	}
 	for _, img := range u.Images {
 		if img.Containers > 0 {
@@ -109,15 +114,14 @@ func usageFor(v version, u engine.Usage, verbose bool) any {
 	if verbose {
 		out.ImageUsage.Items, out.ContainerUsage.Items, out.VolumeUsage.Items = u.Images, u.Containers, u.Volumes
 	}
-	return out
+	flat.DiskUsage = &out
+	return flat
 }
 
-// inspectFor adds what older clients look for in GET /containers/{id}/json:
-// the address of the default bridge at the top of NetworkSettings, until 1.52.
-func inspectFor(v version, c container.InspectResponse) any {
-	if v >= 52 {
-		return c
-	}
+// withAddress is GET /containers/{id}/json with the address of the default
+// bridge at the top of NetworkSettings. Docker took it away in 1.52; scripts
+// that ask for the newest version still look for it.
+func withAddress(c container.InspectResponse) any {
 	type settings struct {
 		*container.NetworkSettings
 		Bridge, Gateway, IPAddress, MacAddress, EndpointID       string
@@ -142,22 +146,17 @@ func inspectFor(v version, c container.InspectResponse) any {
 	}{c, s}
 }
 
-// imageFor adds what older clients look for in GET /images/{name}/json.
-func imageFor(v version, i image.InspectResponse) any {
-	if v >= 44 {
-		return i
-	}
+// withVirtualSize adds what clients from before 1.44 look for in
+// GET /images/{name}/json.
+func withVirtualSize(i image.InspectResponse) any {
 	return struct {
 		image.InspectResponse
 		VirtualSize int64 // the same as Size since layers are shared
 	}{i, i.Size}
 }
 
-// listFor adds VirtualSize to GET /images/json until 1.44.
-func listFor(v version, list []image.Summary) any {
-	if v >= 44 {
-		return list
-	}
+// withVirtualSizes does so for GET /images/json.
+func withVirtualSizes(list []image.Summary) any {
 	type old struct {
 		image.Summary
 		VirtualSize int64
@@ -191,12 +190,9 @@ func engineFilters(f engine.Filters, key, value string) engine.Filters {
 	return out
 }
 
-// eventFor adds the fields of API 1.21 that containers' and images' events had
-// beside Actor until 1.52.
-func eventFor(v version, m events.Message) any {
-	if v >= 52 {
-		return m
-	}
+// withStatus adds the fields of API 1.21 that containers' and images' events
+// had beside Actor until 1.52; scripts still look for them.
+func withStatus(m events.Message) any {
 	type old struct {
 		Status string `json:"status,omitempty"`
 		ID     string `json:"id,omitempty"`

@@ -1,0 +1,167 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minke-os/minke/internal/testdaemon"
+)
+
+func TestMain(m *testing.M) { testdaemon.Main(m) }
+
+// A foreign is a client that other people wrote, and an engine to use it on.
+type foreign struct {
+	t   *testing.T
+	d   *testdaemon.Daemon
+	dir string // to run in
+}
+
+// clientTimeout is far more than any of them needs.
+const clientTimeout = 2 * time.Minute
+
+// foreignClient starts an engine, unless the probe, which asks for the client,
+// fails: then it skips.
+func foreignClient(t *testing.T, install string, probe ...string) foreign {
+	t.Helper()
+	if out, err := exec.Command(probe[0], probe[1:]...).CombinedOutput(); err != nil {
+		t.Skipf("%s is not here (%v); %s\n%s", probe[0], err, install, out)
+	}
+	return foreign{t, testdaemon.Start(t), "testdata/clients"}
+}
+
+// try runs a command against the engine and returns what it printed.
+func (f foreign) try(args ...string) (string, error) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), clientTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = f.dir
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+f.d.Socket, "DOCKER_CONFIG="+f.d.Dir, "COMPOSE_DOCKER_CLI_BUILD=0", "DOCKER_BUILDKIT=0")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+func (f foreign) run(args ...string) string {
+	f.t.Helper()
+	out, err := f.try(args...)
+	if err != nil {
+		f.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func TestDockerPyWorksUnchanged(t *testing.T) {
+	python := "/usr/bin/python3"
+	f := foreignClient(t, "apt-get install python3-docker", python, "-c", "import docker")
+	f.run(python, "docker_py.py")
+}
+
+func TestDockerodeWorksUnchanged(t *testing.T) {
+	f := foreignClient(t, "npm install dockerode and set NODE_PATH to its node_modules", "node", "-e", "require('dockerode')")
+	f.run("node", "dockerode.js")
+}
+
+func TestComposeOfPythonWorksUnchanged(t *testing.T) {
+	f := foreignClient(t, "apt-get install docker-compose", "docker-compose", "version", "--short")
+	f.dir = "testdata/clients/compose"
+	compose := func(args ...string) string {
+		return f.run(append([]string{"docker-compose", "-p", "project", "--ansi", "never"}, args...)...)
+	}
+	has := func(what, out, want string) {
+		t.Helper()
+		if !strings.Contains(out, want) {
+			t.Errorf("%s: %q, want %q in it", what, out, want)
+		}
+	}
+	has("build", compose("up", "-d"), "Successfully tagged project_web:latest")
+	has("ps", compose("ps"), "Up (healthy)")
+	has("logs", compose("logs", "--no-color", "web"), "hello world")
+	has("name of another service", compose("exec", "-T", "web", "wget", "-qO-", "http://database/f"), "data")
+	has("port", compose("port", "web", "80"), "0.0.0.0:")
+	compose("up", "-d", "--scale", "db=2")
+	has("scaled", compose("ps", "-q", "db"), "\n")
+	has("second up", compose("up", "-d", "--scale", "db=2"), "project_web_1 is up-to-date")
+	compose("restart", "-t", "0", "web")
+	has("run", compose("run", "--rm", "-T", "web", "echo", "one-off"), "one-off")
+	compose("down", "-t", "0", "-v", "--rmi", "local")
+	if out := f.run("docker-compose", "-p", "project", "ps", "-q"); out != "" {
+		t.Errorf("left by down: %q", out)
+	}
+}
+
+func TestDockerCommandWorksUnchanged(t *testing.T) {
+	f := foreignClient(t, "install the docker command", "docker", "--version")
+	f.dir = t.TempDir()
+	write(t, filepath.Join(f.dir, "Dockerfile"), "FROM busybox\nCOPY file /file\nRUN echo more >> /file\nCMD [\"cat\", \"/file\"]\n")
+	write(t, filepath.Join(f.dir, "file"), "content\n")
+	steps := []struct {
+		command string // words, split at spaces
+		want    string // in the output
+		fails   bool
+	}{
+		{"version --format {{.Server.Os}}", "linux", false},
+		{"run --rm --init busybox ps", "/sbin/docker-init -- ps", false},
+		{"run --rm busybox nosuch", "executable file not found in $PATH", true},
+		{"run --rm --network nosuch busybox true", "network nosuch not found", true},
+		{"run --rm --platform linux/s390x busybox true", "Unable to find image", true},
+		{"run --rm --gpus all busybox true", "could not select device driver", true},
+		{"run -d --name web --hostname box --label a=b -p 80 -v data:/data busybox sleep 1000", "", false},
+		{"run --rm --link web:alias busybox ping -c1 alias", "1 packets received", false},
+		{"ps --filter publish=80/tcp --filter label=a=b --format {{.Names}}", "web", false},
+		{"ps --filter publish=70-90 --format {{.Names}}", "web", false},
+		{"port web 80", "0.0.0.0:", false},
+		{"exec -e A=b -w /tmp web env", "A=b", false},
+		{"exec web nosuch", "executable file not found in $PATH", true},
+		{"exec -u nosuch web true", "no matching entries in passwd file", true},
+		{"cp file web:/tmp/", "", false},
+		{"exec web cat /tmp/file", "content", false},
+		{"diff web", "A /tmp/file", false},
+		{"top web", "sleep 1000", false},
+		{"stats --no-stream --format {{.Name}}={{.PIDs}} web", "web=1", false},
+		{"update --memory 32m --memory-swap 64m web", "web", false},
+		{"inspect -f {{.HostConfig.Memory}} web", "33554432", false},
+		{"pause web", "web", false},
+		{"ps", "(Paused)", false},
+		{"unpause web", "web", false},
+		{"commit -m note web made:1", "sha256:", false},
+		{"history made:1", "note", false},
+		{"build -q -t built .", "sha256:", false},
+		{"run --rm built", "content\nmore\n", false},
+		{"save -o saved.tar built", "", false},
+		{"rmi built", "Untagged: built:latest", false},
+		{"load -i saved.tar", "Loaded image: built:latest", false},
+		{"network create --subnet 10.98.0.0/24 net", "", false},
+		{"network connect --ip 10.98.0.9 --alias other net web", "", false},
+		{"run --rm --network net busybox ping -c1 other", "10.98.0.9", false},
+		{"network rm net", "active endpoints", true},
+		{"network disconnect net web", "", false},
+		{"network rm net", "net", false},
+		{"system df", "RECLAIMABLE", false},
+		{"events --since 1h --until 0s --filter event=die", "container die", false},
+		{"stop -t 0 web", "web", false},
+		{"rm -v web", "web", false},
+		{"volume rm data", "data", false},
+		{"system prune -af --volumes", "Total reclaimed space", false},
+	}
+	for _, s := range steps {
+		out, err := f.try(append([]string{"docker"}, strings.Fields(s.command)...)...)
+		if (err != nil) != s.fails || !strings.Contains(out, s.want) {
+			t.Errorf("docker %s: %v, fails: %v wanted\n%s\nwant %q in it", s.command, err, s.fails, out, s.want)
+		}
+	}
+}
+
+func write(t *testing.T, name, data string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// createWarnings tell of settings that a new container asks for and this host
+// cannot give, in Docker's words. The container runs without them.
+func (e *Engine) createWarnings(h *container.HostConfig) []string {
+	out := []string{}
+	warn := func(when bool, text string) {
+		if when {
+			out = append(out, text)
+		}
+	}
+	r := h.Resources
+	warn(r.OomKillDisable != nil && *r.OomKillDisable && r.Memory == 0,
+		"OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
+	warn(r.Memory > 0 && r.MemorySwap != -1 && !swapAccounted(),
+		"Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
+	warn(r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 && cgroupV2(),
+		"Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+	warn(r.BlkioWeight > 0 && !blockWeights(),
+		"Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
+	warn((len(h.PortBindings) > 0 || h.PublishAllPorts) && h.NetworkMode.IsHost(),
+		"Published ports are discarded when using host network mode")
+	warn(!forwards() && !h.NetworkMode.IsHost() && !h.NetworkMode.IsNone(),
+		"IPv4 forwarding is disabled. Networking will not work.")
+	return out
+}
+
+// hostWarnings are those of docker info: what no container can have here.
+func hostWarnings() []string {
+	var out []string
+	if !swapAccounted() {
+		out = append(out, "WARNING: No swap limit support")
+	}
+	if !forwards() {
+		out = append(out, "WARNING: IPv4 forwarding is disabled")
+	}
+	return out
+}
+
+func forwards() bool { return readLine("/proc/sys/net/ipv4/ip_forward") == "1" }
+
+func swapAccounted() bool {
+	if cgroupV2() {
+		_, err := os.Stat("/proc/swaps") // there if the kernel can swap at all
+		return err == nil
+	}
+	_, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	return err == nil
+}
+
+func blockWeights() bool {
+	if cgroupV2() {
+		return true
+	}
+	for _, file := range []string{"blkio.weight", "blkio.bfq.weight"} {
+		if _, err := os.Stat("/sys/fs/cgroup/blkio/" + file); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// checkHost refuses settings that would be ignored in silence, to the harm of
+// the application.
+func checkHost(h *container.HostConfig) error {
+	if len(h.DeviceRequests) > 0 {
+		d := h.DeviceRequests[0]
+		return errdef.Invalid.Errorf("could not select device driver %q with capabilities: %v; name the device with --device", d.Driver, d.Capabilities)
+	}
+	if len(h.StorageOpt) > 0 {
+		return errdef.Invalid.Errorf("--storage-opt is not supported: a container's disk space is not limited; put what grows on a volume")
+	}
+	if h.UsernsMode != "" && !h.UsernsMode.IsHost() {
+		return errdef.Invalid.Errorf("invalid user namespace mode %q: minke has only the host's", h.UsernsMode)
+	}
+	return checkCPUs(h.CpusetCpus)
+}
+
+// checkCPUs refuses processors that this host has not.
+func checkCPUs(asked string) error {
+	const onlineFile = "/sys/devices/system/cpu/online"
+	list, err := parseCPUs(asked)
+	if err != nil {
+		return errdef.Invalid.Errorf("Invalid value %s for cpuset cpus", asked)
+	}
+	online, err := parseCPUs(readLine(onlineFile))
+	if err != nil || len(online) == 0 {
+		return nil // the kernel will tell
+	}
+	for _, cpu := range list {
+		if !slices.Contains(online, cpu) {
+			return errdef.Invalid.Errorf("Requested CPUs are not available - requested %s, available: %s", asked, readLine(onlineFile))
+		}
+	}
+	return nil
+}
+
+const maxCPUs = 8192 // of any kernel
+
+// parseCPUs reads the kernel's lists: "0-3,7".
+func parseCPUs(list string) (out []int, err error) {
+	if list == "" {
+		return nil, nil
+	}
+	for _, part := range strings.Split(list, ",") {
+		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			to = from
+		}
+		first, err1 := strconv.ParseUint(from, 10, 16)
+		last, err2 := strconv.ParseUint(to, 10, 16)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		if first > last || last >= maxCPUs {
+			return nil, fmt.Errorf("%s is no range of processors", part)
+		}
+		for cpu := first; cpu <= last; cpu++ {
+			out = append(out, int(cpu))
+		}
+	}
+	return out, nil
+}
