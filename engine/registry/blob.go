@@ -30,6 +30,16 @@ type damage struct{ text string }
 
 func (e *damage) Error() string { return e.text }
 
+func damaged(format string, args ...any) error {
+	return errdef.Unavailable.Wrap(&damage{fmt.Sprintf(format, args...)})
+}
+
+// isDamage reports whether content was not what its digest says.
+func isDamage(err error) bool {
+	_, ok := errors.AsType[*damage](err)
+	return ok
+}
+
 // A fetch is a blob on its way. A goroutine gets it, takes up again what broke
 // off, and hashes; Read gives the bytes in order, and io.EOF only after all of
 // them and their digest were right.
@@ -110,7 +120,7 @@ func (f *fetch) run(ctx context.Context) error {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		if !errdef.Is(err, errdef.Unavailable) || try == maxTries {
+		if !errdef.Is(err, errdef.Unavailable) || isDamage(err) || try == maxTries {
 			return err
 		}
 		f.url++
@@ -122,7 +132,7 @@ func (f *fetch) run(ctx context.Context) error {
 
 func (f *fetch) verify() error {
 	if got := oci.FromHash(f.hash); got != f.d.Digest {
-		return &damage{fmt.Sprintf("%s from %s is damaged: the digest of what came is %s", f.d.Digest, f.s.ep.host, got)}
+		return damaged("%s from %s is damaged: the digest of what came is %s", f.d.Digest, f.s.ep.host, got)
 	}
 	return nil
 }
@@ -168,7 +178,7 @@ func (f *fetch) broken(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	if _, ok := errors.AsType[*damage](err); ok {
+	if isDamage(err) {
 		return err
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -231,7 +241,7 @@ func (f *fetch) position(resp *http.Response, body io.Reader) error {
 		want -= f.got
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != want {
-		return &damage{fmt.Sprintf("%s from %s: %d bytes are to come, not %d", f.d.Digest, f.s.ep.host, resp.ContentLength, want)}
+		return damaged("%s from %s: %d bytes are to come, not %d", f.d.Digest, f.s.ep.host, resp.ContentLength, want)
 	}
 	if resp.StatusCode == http.StatusPartialContent {
 		return nil

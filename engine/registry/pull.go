@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -237,9 +236,3 @@ func (p *pulling) learn() error {
 
 // short is the twelve digits by which people know a layer.
 func short(d oci.Digest) string { return d.Hex()[:min(12, len(d.Hex()))] }
-
-// isDamage reports whether content was not what its digest says.
-func isDamage(err error) bool {
-	_, ok := errors.AsType[*damage](err)
-	return ok
-}
