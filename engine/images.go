@@ -284,49 +284,63 @@ func (e *Engine) imageUser(id oci.ImageID) (name string, running bool) {
 // ImagePrune removes images without a name, and with dangling=false those that
 // no container uses, too.
 func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetypes.DeleteResponse, reclaimed int64, err error) {
-	if err := f.check("dangling", "label", "label!", "until"); err != nil {
-		return nil, 0, err
-	}
-	dangling, asked, err := f.is("dangling")
+	wanted, err := e.pruneFilter(f)
 	if err != nil {
 		return nil, 0, err
 	}
-	until, err := f.until()
-	if err != nil {
-		return nil, 0, err
-	}
-	all, err := e.images.Images()
-	if err != nil {
-		return nil, 0, err
-	}
-	isParent := map[oci.ImageID]bool{}
-	for _, img := range all {
-		isParent[img.Parent] = true
-	}
-	deleted = []imagetypes.DeleteResponse{}
 	before, err := e.images.Usage()
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, img := range all {
-		named := len(img.Tags) > 0
-		if user, _ := e.imageUser(img.ID); user != "" || isParent[img.ID] && !named || named && (!asked || dangling) {
-			continue
-		}
-		if labels := img.Config.Config.Labels; !f.Labels("label", labels) || !f.unlabelled("label!", labels) || !until.IsZero() && created(img).After(until) {
-			continue
-		}
-		removed, err := e.ImageRemove(ctx, string(img.ID), true)
-		if err != nil && !errdef.Is(err, errdef.NotFound) {
+	deleted = []imagetypes.DeleteResponse{}
+	// An image goes after those that were built on it, so a pass may make
+	// room for another.
+	for progress := true; progress; {
+		progress = false
+		all, err := e.images.Images()
+		if err != nil {
 			return deleted, 0, err
 		}
-		deleted = append(deleted, removed...)
+		for _, img := range all {
+			if !wanted(img) {
+				continue
+			}
+			removed, err := e.ImageRemove(ctx, string(img.ID), true)
+			if err != nil && !errdef.Is(err, errdef.NotFound) && !errdef.Is(err, errdef.Conflict) {
+				return deleted, 0, err
+			}
+			deleted = append(deleted, removed...)
+			progress = progress || len(removed) > 0
+		}
 	}
 	if _, err := e.images.GC(ctx); err != nil {
 		return deleted, 0, err
 	}
 	after, err := e.images.Usage()
 	return deleted, max(before-after, 0), err
+}
+
+// pruneFilter tells which images a prune is about, by name, use and labels.
+func (e *Engine) pruneFilter(f Filters) (func(store.Image) bool, error) {
+	if err := f.check("dangling", "label", "label!", "until"); err != nil {
+		return nil, err
+	}
+	dangling, asked, err := f.is("dangling")
+	if err != nil {
+		return nil, err
+	}
+	until, err := f.until()
+	if err != nil {
+		return nil, err
+	}
+	nameless := !asked || dangling // only
+	return func(img store.Image) bool {
+		if user, _ := e.imageUser(img.ID); user != "" || nameless && len(img.Tags) > 0 {
+			return false
+		}
+		labels := img.Config.Config.Labels
+		return f.Labels("label", labels) && f.unlabelled("label!", labels) && (until.IsZero() || created(img).Before(until))
+	}, nil
 }
 
 // CommitOptions are those of docker commit.
