@@ -111,7 +111,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 		return netip.Addr{}
 	}
 	a := p.Addr().As4()
-	n := binary.BigEndian.Uint32(a[:]) | uint32(1)<<(32-p.Bits()) - 1
+	n := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
 	binary.BigEndian.PutUint32(a[:], n)
 	return netip.AddrFrom4(a)
 }
