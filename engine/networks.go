@@ -243,8 +243,14 @@ func (e *Engine) NetworkConnect(ctx context.Context, name string, req nettypes.C
 	settings.NetworkID = n.ID
 	if r.runs() {
 		s, _ := e.sandbox(&r, r.Pid)
-		if settings, err = e.net.Connect(ctx, s, network.Endpoint{Network: n.ID, Settings: settings}); err != nil {
+		var resolv []byte
+		if settings, resolv, err = e.net.Connect(ctx, s, network.Endpoint{Network: n.ID, Settings: settings}); err != nil {
 			return err
+		}
+		if resolv != nil {
+			if err := e.writeOwn(r.ID, resolvFile, resolv); err != nil {
+				return err
+			}
 		}
 	}
 	r = e.change(c, func(r *record) {

@@ -372,7 +372,16 @@ func TestNetworks(t *testing.T) {
 	if _, err := d.NetworkRemove(t.Context(), "one", client.NetworkRemoveOptions{}); err == nil || !strings.Contains(err.Error(), "active endpoints") {
 		t.Errorf("remove of a network in use: %v, want it refused", err)
 	}
-	if _, err := d.NetworkConnect(t.Context(), "two", client.NetworkConnectOptions{Container: web}); err != nil {
+	late := d.RunDetached(testdaemon.Spec{Name: "late", Config: cmd("sleep", "1000")})
+	for _, id := range []string{web, late} {
+		if _, err := d.NetworkConnect(t.Context(), "two", client.NetworkConnectOptions{Container: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, code := d.Exec(late, "nslookup", "web"); code != 0 {
+		t.Errorf("names after a container of the default network was connected: %s", out)
+	}
+	if _, err := d.ContainerRemove(t.Context(), late, client.ContainerRemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got := fetch("two", "web 80"); got != "hello\n" {

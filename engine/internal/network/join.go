@@ -348,27 +348,28 @@ func (h *Host) releaseLegLocked(n *state, l *leg) {
 	}
 }
 
-// Connect adds a running container to another network.
-func (h *Host) Connect(_ context.Context, s Sandbox, ep Endpoint) (*network.EndpointSettings, error) {
+// Connect adds a running container to another network. The first one with
+// names brings its resolver, and resolv is then the new /etc/resolv.conf.
+func (h *Host) Connect(_ context.Context, s Sandbox, ep Endpoint) (set *network.EndpointSettings, resolv []byte, err error) {
 	h.mu.Lock()
 	m, ok := h.members[s.ContainerID]
 	if !ok {
 		h.mu.Unlock()
-		return nil, errdef.Conflict.Errorf("container %s is not running", s.Name)
+		return nil, nil, errdef.Conflict.Errorf("container %s is not running", s.Name)
 	}
 	if err := h.reserveLeg(m, ep); err != nil {
 		h.mu.Unlock()
-		return nil, err
+		return nil, nil, err
 	}
 	n, l := h.networks[ep.Network], m.endpoints[ep.Network]
 	used := len(m.endpoints)
 	h.mu.Unlock()
-	undo := func(err error) (*network.EndpointSettings, error) {
+	undo := func(err error) (*network.EndpointSettings, []byte, error) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		delete(m.endpoints, n.ID)
 		h.releaseLegLocked(n, l)
-		return nil, err
+		return nil, nil, err
 	}
 	ns, err := openNamespace(s.Pid)
 	if err != nil {
@@ -384,7 +385,17 @@ func (h *Host) Connect(_ context.Context, s Sandbox, ep Endpoint) (*network.Endp
 			return undo(err)
 		}
 	}
-	return l.settings.Copy(), nil
+	if m.resolver == nil && m.needsResolver(h) {
+		r, err := h.serveNames(m, ns)
+		if err != nil {
+			return undo(fmt.Errorf("name service: %w", err))
+		}
+		h.mu.Lock()
+		m.resolver = r
+		resolv = resolvConf(m)
+		h.mu.Unlock()
+	}
+	return l.settings.Copy(), resolv, nil
 }
 
 func (ns *namespace) freeName(from int) string {
