@@ -121,7 +121,7 @@ func (e *Engine) checkHealth(ctx context.Context, c *Container, h *health, start
 		h.mu.Lock()
 		wait := interval
 		if h.status == container.Starting && time.Since(started) < conf.StartPeriod {
-			wait = cmp.Or(conf.StartInterval, defaultStartInterval)
+			wait = cmp.Or(conf.StartInterval, min(interval, defaultStartInterval))
 		}
 		h.mu.Unlock()
 		timer.Reset(wait)

@@ -67,14 +67,15 @@ func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
 			return err
 		}
 	}
+	// A stop that was begun is carried out, with its grace, also when the
+	// client leaves.
+	ctx = context.WithoutCancel(ctx)
 	grace, cancel := ctx, context.CancelFunc(func() {})
 	if seconds >= 0 {
 		grace, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
 	}
 	defer cancel()
 	if e.waitStopped(grace, c) != nil {
-		// Also when the client left: a stop that was begun is carried out.
-		ctx = context.WithoutCancel(ctx)
 		if err := e.signal(ctx, c, syscall.SIGKILL, true); err != nil {
 			return err
 		}
