@@ -1,7 +1,10 @@
 package engine
 
 import (
+	"strconv"
+
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 )
 
 // publish tells listeners what happened to a container, with the attributes
@@ -24,6 +27,25 @@ func (e *Engine) publishVolume(a events.Action, name string, more map[string]str
 
 func (e *Engine) publishNetwork(a events.Action, id, name, driver string, more map[string]string) {
 	e.events.Publish(events.NetworkEventType, a, id, merged(map[string]string{"name": name, "type": driver}, more))
+}
+
+// publishMounts tells of the volumes that a container begins or ceases to use.
+func (e *Engine) publishMounts(a events.Action, r *record) {
+	for _, p := range r.Mounts {
+		if p.Type != mount.TypeVolume {
+			continue
+		}
+		more := map[string]string{"container": r.ID}
+		if a == events.ActionMount {
+			more["destination"], more["read/write"], more["propagation"] = p.Destination, strconv.FormatBool(p.RW), string(p.Propagation)
+		}
+		e.publishVolume(a, p.Name, more)
+	}
+}
+
+// publishPrune tells how many bytes a prune has freed.
+func (e *Engine) publishPrune(t events.Type, reclaimed int64) {
+	e.events.Publish(t, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatInt(reclaimed, 10)})
 }
 
 // Events returns the events still kept and a channel of those that follow; it

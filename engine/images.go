@@ -178,10 +178,45 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 			out = append(out, summarize(img, users[img.ID]))
 		}
 	}
+	if o.SharedSize {
+		if err := e.setSharedSizes(out, all); err != nil {
+			return nil, err
+		}
+	}
 	slices.SortFunc(out, func(a, b imagetypes.Summary) int {
 		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil
+}
+
+// setSharedSizes fills in how much of each image is in layers that it has in
+// common with others of the list.
+func (e *Engine) setSharedSizes(list []imagetypes.Summary, all []store.Image) error {
+	layers := map[oci.ImageID][]store.Layer{}
+	users := map[oci.ChainID]int{}
+	for _, img := range all {
+		if !slices.ContainsFunc(list, func(s imagetypes.Summary) bool { return s.ID == string(img.ID) }) {
+			continue // a step of a build
+		}
+		for id := topLayer(img); id != ""; {
+			l, err := e.images.Layer(id)
+			if err != nil {
+				return err
+			}
+			layers[img.ID] = append(layers[img.ID], l)
+			users[l.ChainID]++
+			id = l.Parent
+		}
+	}
+	for i := range list {
+		list[i].SharedSize = 0
+		for _, l := range layers[oci.ImageID(list[i].ID)] {
+			if users[l.ChainID] > 1 {
+				list[i].SharedSize += l.Size
+			}
+		}
+	}
+	return nil
 }
 
 func created(img store.Image) time.Time {
@@ -317,7 +352,9 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 		return deleted, 0, err
 	}
 	after, err := e.images.Usage()
-	return deleted, max(before-after, 0), err
+	reclaimed = max(before-after, 0)
+	e.publishPrune(events.ImageEventType, reclaimed)
+	return deleted, reclaimed, err
 }
 
 // pruneFilter tells which images a prune is about, by name, use and labels.

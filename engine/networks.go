@@ -209,6 +209,7 @@ func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneRep
 		}
 		out.NetworksDeleted = append(out.NetworksDeleted, n.Name)
 	}
+	e.publishPrune(events.NetworkEventType, 0)
 	return out, nil
 }
 

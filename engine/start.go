@@ -63,6 +63,7 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 		r.ExitCode, r.Error, r.OOMKilled, r.Health = 0, "", false, ""
 		c.logsDone = done
 	})
+	e.publishMounts(events.ActionMount, &r)
 	e.publish(events.ActionStart, &r, nil)
 	e.rewriteLinkers(&r)
 	e.watch(c, done)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
@@ -86,7 +87,7 @@ func (e *Engine) DiskUsage(ctx context.Context) (u Usage, err error) {
 	if u.LayersSize, err = e.images.Usage(); err != nil {
 		return u, err
 	}
-	if u.Images, err = e.ImageList(ImageListOptions{}); err != nil {
+	if u.Images, err = e.ImageList(ImageListOptions{SharedSize: true}); err != nil {
 		return u, err
 	}
 	if u.Containers, err = e.ContainerList(ctx, ListOptions{All: true, Size: true}); err != nil {
@@ -127,6 +128,7 @@ func (e *Engine) ContainersPrune(ctx context.Context, f Filters) (container.Prun
 		out.ContainersDeleted = append(out.ContainersDeleted, r.ID)
 		out.SpaceReclaimed += uint64(size)
 	}
+	e.publishPrune(events.ContainerEventType, int64(out.SpaceReclaimed))
 	return out, nil
 }
 

@@ -132,6 +132,7 @@ func (e *Engine) VolumePrune(f Filters) (volumetypes.PruneReport, error) {
 		out.VolumesDeleted = append(out.VolumesDeleted, v.Name)
 		out.SpaceReclaimed += uint64(size)
 	}
+	e.publishPrune(events.VolumeEventType, int64(out.SpaceReclaimed))
 	return out, nil
 }
 

@@ -92,7 +92,7 @@ func usageFor(v version, u engine.Usage, verbose bool) any {
 		if img.Containers > 0 {
 			out.ImageUsage.ActiveCount++
 		} else {
-			out.ImageUsage.Reclaimable += img.Size
+			out.ImageUsage.Reclaimable += img.Size - img.SharedSize
 		}
 	}
 	for _, c := range u.Containers {

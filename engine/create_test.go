@@ -1,0 +1,122 @@
+package engine
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// bare is an engine that only knows names.
+func bare() *Engine {
+	return &Engine{containers: map[string]*Container{}, names: map[string]string{}, execs: map[string]*execution{}}
+}
+
+func TestNames(t *testing.T) {
+	tests := []struct {
+		name string
+		kind errdef.Kind // "" if it is fine
+	}{
+		{"web", ""},
+		{"/web-2", ""},
+		{"a.b_c-d", ""},
+		{"web", errdef.Conflict},
+		{"/web", errdef.Conflict},
+		{"x", errdef.Invalid},
+		{"-web", errdef.Invalid},
+		{"a b", errdef.Invalid},
+		{"../web", errdef.Invalid},
+		{"web/alias", errdef.Invalid},
+	}
+	e := bare()
+	for _, tt := range tests {
+		if _, err := e.reserveName(tt.name, newID()); err != nil != (tt.kind != "") || err != nil && !errdef.Is(err, tt.kind) {
+			t.Errorf("reserveName(%q) = %v, want kind %q", tt.name, err, tt.kind)
+		}
+	}
+}
+
+func TestNamesOfOurChoiceAreValidAndDiffer(t *testing.T) {
+	e, seen := bare(), map[string]bool{}
+	for range 100 {
+		// The same ID, so that the second wish for it is taken.
+		name, err := e.reserveName("", "0123456789abcdef")
+		if err != nil || seen[name] || !containerNames.MatchString(name) {
+			t.Fatalf("name %q, %v; want a new valid one", name, err)
+		}
+		seen[name] = true
+	}
+}
+
+func TestFindTakesIDsThenNamesThenPrefixes(t *testing.T) {
+	e := bare()
+	add := func(id, name string) {
+		e.containers[id] = newContainer(record{ID: id, Name: name})
+		e.names[name] = id
+	}
+	add("abc1", "web")
+	add("abd2", "abc") // a name that is another's prefix
+	add("eee3", "abc1x")
+	tests := []struct {
+		name, want string
+		kind       errdef.Kind
+	}{
+		{"abc1", "abc1", ""},
+		{"web", "abc1", ""},
+		{"/web", "abc1", ""},
+		{"abc", "abd2", ""},
+		{"e", "eee3", ""},
+		{"ab", "", errdef.Invalid},
+		{"", "", errdef.NotFound},
+		{"nosuch", "", errdef.NotFound},
+	}
+	for _, tt := range tests {
+		c, err := e.find(tt.name)
+		if tt.kind != "" && !errdef.Is(err, tt.kind) || tt.kind == "" && (err != nil || c.ID != tt.want) {
+			t.Errorf("find(%q) = %v, %v; want %q, kind %q", tt.name, c, err, tt.want, tt.kind)
+		}
+	}
+}
+
+func TestSignalOf(t *testing.T) {
+	tests := []struct {
+		name, second string
+		want         syscall.Signal
+		ok           bool
+	}{
+		{"", "", syscall.SIGTERM, true},
+		{"", "INT", syscall.SIGINT, true},
+		{"KILL", "INT", syscall.SIGKILL, true},
+		{"sigkill", "", syscall.SIGKILL, true},
+		{"9", "", syscall.SIGKILL, true},
+		{"SIGRTMIN+3", "", 37, true},
+		{"0", "", 0, false},
+		{"65", "", 0, false},
+		{"NOSUCH", "", 0, false},
+	}
+	for _, tt := range tests {
+		got, err := signalOf(tt.name, tt.second, syscall.SIGTERM)
+		if (err == nil) != tt.ok || got != tt.want {
+			t.Errorf("signalOf(%q, %q) = %v, %v; want %v, ok %v", tt.name, tt.second, got, err, tt.want, tt.ok)
+		}
+	}
+}
+
+func TestHostSettingsThatWouldBeIgnoredAreRefused(t *testing.T) {
+	tests := map[string]container.HostConfig{
+		"gpus":           {Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Count: -1}}}},
+		"storage-size":   {StorageOpt: map[string]string{"size": "1G"}},
+		"user-namespace": {UsernsMode: "private"},
+		"processors":     {Resources: container.Resources{CpusetCpus: "8000"}},
+	}
+	for name, h := range tests {
+		if err := checkHost(&h); !errdef.Is(err, errdef.Invalid) {
+			t.Errorf("%s: %v, want kind %v", name, err, errdef.Invalid)
+		}
+	}
+	if err := checkHost(&container.HostConfig{UsernsMode: "host", Resources: container.Resources{CpusetCpus: "0"}}); err != nil {
+		t.Errorf("what is fine is refused: %v", err)
+	}
+}
