@@ -52,7 +52,7 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 		e.log.Error("clean up after container", "container", c.ID, "err", err)
 	}
 	again := !e.closing() && shouldRestart(&r, exit)
-	r = e.change(c, func(r *record) {
+	r = e.finish(c, func(r *record) {
 		r.Running, r.Restarting, r.Paused = again, again, false
 		r.Pid, r.ExitCode, r.FinishedAt = 0, exit.Code, exit.At.UTC()
 		r.OOMKilled = exit.OOM

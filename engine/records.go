@@ -45,10 +45,22 @@ func (e *Engine) saveLocked(c *Container) error {
 // that cannot be saved, as on a full disk, still changes in memory: what runs
 // is a fact. The error is logged, for nobody could undo the fact.
 func (e *Engine) change(c *Container, f func(r *record)) record {
+	return e.changeWhere(c, true, f)
+}
+
+// finish is change for what happens to a container after its end. One that is
+// removed when it ends needs no record of it: Open finds that it does not run,
+// and removes it. Each record costs two syncs, which flash feels.
+func (e *Engine) finish(c *Container, f func(r *record)) record {
+	r := c.snapshot()
+	return e.changeWhere(c, !r.Host.AutoRemove || r.StartedAt.IsZero(), f)
+}
+
+func (e *Engine) changeWhere(c *Container, onDisk bool, f func(r *record)) record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(&c.record)
-	if !c.removed {
+	if onDisk && !c.removed {
 		if err := e.saveLocked(c); err != nil {
 			e.log.Error("container state is not on disk", "container", c.ID, "err", err)
 		}

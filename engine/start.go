@@ -44,7 +44,9 @@ func (e *Engine) ContainerStart(ctx context.Context, name string) error {
 		return errdef.NotModified.Errorf("container is already running")
 	}
 	e.giveUpRestart(c)
-	e.change(c, func(r *record) { r.StoppedByUser, r.RestartCount = false, 0 })
+	if r := c.snapshot(); r.StoppedByUser || r.RestartCount > 0 {
+		e.change(c, func(r *record) { r.StoppedByUser, r.RestartCount = false, 0 })
+	}
 	return e.start(ctx, c)
 }
 
@@ -232,8 +234,12 @@ func (e *Engine) joinNamespaces(in *spec.Input) error {
 	return nil
 }
 
-// lookUpUser reads passwd and group in the container's root.
+// lookUpUser reads passwd and group in the container's root. The view of it has
+// the upper directory as one more lower one: unmounting a root that can be
+// written to syncs the whole data partition, whoever wrote there.
 func (e *Engine) lookUpUser(rootfs overlay.Mount, name string, groups []string) (spec.User, error) {
+	rootfs.Lower = append([]string{rootfs.Upper}, rootfs.Lower...)
+	rootfs.Upper, rootfs.Work = "", ""
 	view, err := rootfs.Open()
 	if err != nil {
 		return spec.User{}, err

@@ -299,7 +299,7 @@ func (e *Engine) remove(c *Container, volumes bool) error {
 	if c.removed {
 		return nil
 	}
-	r := e.change(c, func(r *record) { r.Removing = true })
+	r := e.finish(c, func(r *record) { r.Removing = true })
 	if err := os.RemoveAll(e.containerDir(r.ID)); err != nil {
 		e.change(c, func(r *record) { r.Removing, r.Dead = false, true })
 		return fmt.Errorf("remove container %s: %w", r.Name, err)

@@ -15,31 +15,44 @@ import (
 // path still has its old content, and at most a file named ".tmp-*" is left
 // beside it, which RemoveLeftovers removes.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, tmpPrefix+"*")
+	// Without the sync ext4 may write the rename before the data.
+	if err := replace(path, data, perm, (*os.File).Sync); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// ReplaceFile is WriteFile for what means nothing after a power cut: the
+// content is the old or the new one only while the machine is up.
+func ReplaceFile(path string, data []byte, perm os.FileMode) error {
+	return replace(path, data, perm, func(*os.File) error { return nil })
+}
+
+func replace(path string, data []byte, perm os.FileMode, sync func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix+"*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // fails after the rename, as it should
-	if err := fill(f, data, perm); err != nil {
+	err = fill(f, data, perm, sync)
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return SyncDir(dir)
+	return nil
 }
 
 const tmpPrefix = ".tmp-"
 
-func fill(f *os.File, data []byte, perm os.FileMode) error {
+func fill(f *os.File, data []byte, perm os.FileMode, sync func(*os.File) error) error {
 	_, err := f.Write(data)
 	if err == nil {
 		err = f.Chmod(perm)
 	}
 	if err == nil {
-		// Without it ext4 may write the rename before the data.
-		err = f.Sync()
+		err = sync(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr

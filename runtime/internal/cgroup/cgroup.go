@@ -107,13 +107,14 @@ func makeGroup(controller, mount, dir string) error {
 	if controller == Unified {
 		return makeUnified(mount, dir)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	err := unix.Mkdir(dir, 0o755) // mostly the parent is there
+	if err != nil {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err != nil || controller != "cpuset" {
 		return err
 	}
-	if controller == "cpuset" {
-		return inheritCpuset(mount, dir)
-	}
-	return nil
+	return inheritCpuset(mount, dir)
 }
 
 // makeUnified hands the controllers down to dir on the way.
@@ -162,18 +163,27 @@ func inheritCpuset(mount, dir string) error {
 	return nil
 }
 
-// write uses plain system calls: package os would try to poll the file.
 func write(dir, name, value string) error {
-	path := filepath.Join(dir, name)
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := openForWriting(dir, name)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
+		return err
 	}
 	defer unix.Close(fd)
 	if _, err := unix.Write(fd, []byte(value)); err != nil {
 		return fmt.Errorf("set %s to %q: %w", name, value, err)
 	}
 	return nil
+}
+
+// openForWriting uses plain system calls: package os would try to poll the
+// file.
+func openForWriting(dir, name string) (int, error) {
+	path := filepath.Join(dir, name)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }
 
 // Dir opens the version 2 directory, for cloning a process into it; nil if the

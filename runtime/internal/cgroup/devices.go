@@ -38,18 +38,28 @@ func (g *Group) setDevices(r *specs.LinuxResources) error {
 }
 
 func devicesV1(dir string, rules []specs.LinuxDeviceCgroup) error {
+	allow, err := openForWriting(dir, "devices.allow")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(allow)
+	deny, err := openForWriting(dir, "devices.deny")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(deny)
 	for _, d := range rules {
-		file := "devices.deny"
+		fd := deny
 		if d.Allow {
-			file = "devices.allow"
+			fd = allow
 		}
 		kind := d.Type
 		if kind == "" {
 			kind = "a"
 		}
 		line := fmt.Sprintf("%s %s:%s %s", kind, number(d.Major), number(d.Minor), accessOf(d))
-		if err := write(dir, file, line); err != nil {
-			return err
+		if _, err := unix.Write(fd, []byte(line)); err != nil {
+			return fmt.Errorf("device rule %q: %w", line, err)
 		}
 	}
 	return nil

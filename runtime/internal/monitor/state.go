@@ -41,7 +41,7 @@ func (c *container) saveLocked() error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(c.statePath(), data, 0o600)
+	return durable.ReplaceFile(c.statePath(), data, 0o600)
 }
 
 // save is saveLocked where nobody can be told of a failure: the next monitor
