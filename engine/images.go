@@ -338,11 +338,11 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 	for _, img := range all {
 		isParent[img.Parent] = true
 	}
-	deleted = []imagetypes.DeleteResponse{}
 	before, err := e.images.Usage()
 	if err != nil {
 		return nil, 0, err
 	}
+	var doomed []oci.ImageID
 	for _, img := range all {
 		named := len(img.Tags) > 0
 		if user, _ := e.imageUser(img.ID); user != "" || isParent[img.ID] && !named || named && (!asked || dangling) {
@@ -351,11 +351,10 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 		if labels := img.Config.Config.Labels; !f.Labels("label", labels) || !f.unlabelled("label!", labels) || !until.IsZero() && created(img).After(until) {
 			continue
 		}
-		removed, err := e.ImageRemove(ctx, string(img.ID), true)
-		if err != nil && !errdef.Is(err, errdef.NotFound) {
-			return deleted, 0, err
-		}
-		deleted = append(deleted, removed...)
+		doomed = append(doomed, img.ID)
+	}
+	if deleted, err = e.removeImages(ctx, doomed); err != nil {
+		return deleted, 0, err
 	}
 	if _, err := e.images.GC(ctx); err != nil {
 		return deleted, 0, err
@@ -364,6 +363,31 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 	reclaimed = max(before-after, 0)
 	e.publishPrune(events.ImageEventType, reclaimed)
 	return deleted, reclaimed, err
+}
+
+// removeImages removes images in whatever order they can go: one that another
+// was built on must wait for that. What then still has a child, or has got a
+// user meanwhile, stays.
+func (e *Engine) removeImages(ctx context.Context, ids []oci.ImageID) ([]imagetypes.DeleteResponse, error) {
+	deleted := []imagetypes.DeleteResponse{}
+	for progress := true; progress; {
+		progress = false
+		var left []oci.ImageID
+		for _, id := range ids {
+			removed, err := e.ImageRemove(ctx, string(id), true)
+			switch {
+			case errdef.Is(err, errdef.NotFound): // it went with a child
+			case errdef.Is(err, errdef.Conflict):
+				left = append(left, id)
+			case err != nil:
+				return deleted, err
+			default:
+				deleted, progress = append(deleted, removed...), true
+			}
+		}
+		ids = left
+	}
+	return deleted, nil
 }
 
 // CommitOptions are those of docker commit.
