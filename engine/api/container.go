@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"golang.org/x/net/websocket"
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
@@ -227,15 +229,38 @@ func (s *Server) containerStats(w http.ResponseWriter, r *http.Request) error {
 	return s.streamed(r, err)
 }
 
-func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
-	a, err := s.engine.Attach(r.Context(), r.PathValue("id"), engine.AttachOptions{
+func attachOptions(r *http.Request) engine.AttachOptions {
+	return engine.AttachOptions{
 		Stdin: boolParam(r, "stdin"), Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"),
 		Logs: boolParam(r, "logs"), Stream: boolParam(r, "stream"), DetachKeys: r.URL.Query().Get("detachKeys"),
-	})
+	}
+}
+
+func (s *Server) containerAttach(w http.ResponseWriter, r *http.Request) error {
+	a, err := s.engine.Attach(r.Context(), r.PathValue("id"), attachOptions(r))
 	if err != nil {
 		return err
 	}
 	return runAttached(w, r, a, streamType(versionOf(r), a.TTY))
+}
+
+// containerAttachWS is attach for browsers: over a websocket, both outputs as
+// they come, in binary frames.
+func (s *Server) containerAttachWS(w http.ResponseWriter, r *http.Request) error {
+	a, err := s.engine.Attach(r.Context(), r.PathValue("id"), attachOptions(r))
+	if err != nil {
+		return err
+	}
+	ran := false
+	websocket.Server{Handler: func(conn *websocket.Conn) {
+		ran = true
+		conn.PayloadType = websocket.BinaryFrame
+		a.Run(context.WithoutCancel(r.Context()), conn, conn, conn)
+	}}.ServeHTTP(w, r)
+	if !ran {
+		a.Close() // it was no websocket's request, and has been told so
+	}
+	return nil
 }
 
 func (s *Server) containerChanges(w http.ResponseWriter, r *http.Request) error {

@@ -33,6 +33,7 @@ func (s *Server) routes() {
 	s.handle("POST /containers/{id}/update", s.containerUpdate)
 	s.handle("POST /containers/{id}/resize", s.containerResize)
 	s.handle("POST /containers/{id}/attach", s.containerAttach)
+	s.handle("GET /containers/{id}/attach/ws", s.containerAttachWS)
 	s.handle("POST /containers/{id}/wait", s.containerWait)
 	s.handle("DELETE /containers/{id...}", s.containerRemove) // with ?link=1 it is container/alias
 	s.handle("POST /commit", s.containerCommit)
