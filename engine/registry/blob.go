@@ -184,7 +184,7 @@ func (f *fetch) broken(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("the connection ended after %d of %d bytes", f.got, f.d.Size)
 	}
-	return unreachable(f.s.ep.host, err)
+	return errdef.Unavailable.Errorf("registry %s: %w; check the network between here and there", f.s.ep.host, err)
 }
 
 // chunk is an empty buffer; it waits until the reader has given one back.

@@ -16,10 +16,12 @@ import (
 
 // parallel is how many layers are on their way at once: one that goes into the
 // store, the others as far ahead as their buffers reach. Layers go in bottom
-// up, for the store needs the one below. That leaves the network idle only
-// when it is faster than the disk, and costs neither a compressed copy nor the
-// work of stacking layers anew.
-const parallel = 2
+// up, for the store needs the one below. To stack them anew, so that they may
+// come in any order, would read and write each of them twice; this has what
+// it gives where lines are slow: eight layers of 25 MB in all, at 4 MB/s a
+// connection and 40 ms away, come in 8.0 s one by one, 4.2 s with two on their
+// way, 3.2 s with three, 2.6 s with four, each of which may take 4 MiB.
+const parallel = 3
 
 // A layer is one that has to be fetched.
 type layer struct {

@@ -105,7 +105,7 @@ func (m *manifest) check() error {
 func (s *session) manifest(ctx context.Context, reference string) (*manifest, error) {
 	resp, err := s.do(ctx, request{
 		method: http.MethodGet, path: "manifests/" + reference, want: []int{http.StatusOK},
-		header: http.Header{"Accept": {ociIndex, dockerList, ociManifest, dockerManifest}},
+		header: http.Header{"Accept": accepted},
 	})
 	if err != nil {
 		return nil, err
@@ -123,6 +123,26 @@ func (s *session) manifest(ctx context.Context, reference string) (*manifest, er
 	}
 	return parseManifest(raw, resp.Header.Get("Content-Type"))
 }
+
+// digestOf is the digest of what a tag names, "" if the registry does not say.
+func (s *session) digestOf(ctx context.Context, tag string) (oci.Digest, error) {
+	resp, err := s.do(ctx, request{
+		method: http.MethodHead, path: "manifests/" + tag, header: http.Header{"Accept": accepted},
+		want: []int{http.StatusOK, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized, http.StatusForbidden},
+	})
+	if err != nil {
+		return "", err
+	}
+	resp.Body.Close()
+	d, err := oci.ParseDigest(resp.Header.Get("Docker-Content-Digest"))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return "", nil // the answer to GET has a body that tells why
+	}
+	return d, nil
+}
+
+// accepted are the documents that we understand.
+var accepted = []string{ociIndex, dockerList, ociManifest, dockerManifest}
 
 // image finds the manifest of the image for a platform: m itself, or one of
 // those it lists.

@@ -80,7 +80,7 @@ type pulling struct {
 	o   PullOptions
 
 	digest   oci.Digest // of what ref names: an index or a manifest
-	manifest *manifest
+	manifest *manifest  // nil if the image was here under that digest
 	id       oci.ImageID
 	diffs    []oci.DiffID
 	leases   []func()
@@ -105,14 +105,49 @@ func (p *pulling) lease(chain oci.ChainID) error {
 // from pulls from one endpoint.
 func (p *pulling) from(ctx context.Context, s *session) error {
 	p.s = s
-	if err := p.resolve(ctx); err != nil {
+	here, err := p.here(ctx)
+	if err == nil && !here {
+		err = p.resolve(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	p.o.Progress(Progress{ID: tagOrDigest(p.ref), Status: "Pulling from " + p.ref.Path})
-	if err := p.image(ctx); err != nil {
-		return err
+	if !here {
+		if err := p.image(ctx); err != nil {
+			return err
+		}
 	}
 	return p.finish()
+}
+
+// here asks only for the digest and reports whether the image is known under
+// it. Registries that count pulls do not count that.
+func (p *pulling) here(ctx context.Context) (bool, error) {
+	if p.o.Platform != (oci.Platform{}) {
+		return false, nil // an index has several images under one digest
+	}
+	byDigest := p.ref
+	if byDigest.Digest == "" {
+		var err error
+		if byDigest.Digest, err = p.s.digestOf(ctx, p.ref.Tag); err != nil || byDigest.Digest == "" {
+			return false, err
+		}
+	}
+	id, _, err := p.s.c.store.Resolve(byDigest.String())
+	if err != nil {
+		return false, nil
+	}
+	img, err := p.s.c.store.Image(id)
+	if err != nil || !slices.Contains(runs(p.o.Host), platformOf(img.Config)) {
+		return false, nil
+	}
+	p.id, p.digest = id, byDigest.Digest
+	return true, nil
+}
+
+func platformOf(config dockerspec.DockerOCIImage) oci.Platform {
+	return canonical(oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant})
 }
 
 // resolve finds the manifest.
@@ -177,11 +212,10 @@ func (p *pulling) checkPlatform(config dockerspec.DockerOCIImage) error {
 	if want == (oci.Platform{}) || p.digest != p.manifest.digest {
 		return nil
 	}
-	is := oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}
-	if slices.Contains(runs(want), canonical(is)) {
+	if slices.Contains(runs(want), platformOf(config)) {
 		return nil
 	}
-	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", p.ref.Familiar(), want, is)
+	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", p.ref.Familiar(), want, platformOf(config))
 }
 
 // finish names the image and tells the end.
@@ -215,6 +249,9 @@ func (p *pulling) finish() error {
 
 // learn remembers which blobs the layers are.
 func (p *pulling) learn() error {
+	if p.manifest == nil {
+		return nil // the image was here
+	}
 	blobs := map[oci.DiffID]known{}
 	for i, l := range p.manifest.Layers {
 		if i < len(p.diffs) && len(l.URLs) == 0 {
