@@ -83,11 +83,7 @@ func run(args []string) error {
 		}
 	}
 	if cfg.Supervisor {
-		sup, err := newSupervisor(cfg, inProcess, log)
-		if err != nil {
-			return err
-		}
-		group.Go(func() error { return sup.Run(ctx) })
+		group.Go(func() error { return supervise(ctx, cfg, inProcess, log) })
 	}
 	return group.Wait()
 }

@@ -584,3 +584,25 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 		t.Errorf("the log does not name the damaged record")
 	}
 }
+
+func TestEngineRunsOnWithoutItsSupervisor(t *testing.T) {
+	d := testdaemon.Start(t)
+	d.Stop()
+	var l net.Listener
+	err := d.InNetNS(func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:48484"); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d.Up("--supervisor=true")
+	if out := d.Sh("echo works", container.HostConfig{}); out != "works\n" {
+		t.Errorf("run beside a supervisor that cannot listen: %q", out)
+	}
+	for range 100 {
+		if strings.Contains(d.Log(), "supervisor stopped") {
+			return
+		}
+		d.Sh("sleep 0.05", container.HostConfig{NetworkMode: "none"})
+	}
+	t.Errorf("the log does not tell that the supervisor stopped:\n%s", d.Log())
+}

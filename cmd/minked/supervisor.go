@@ -8,11 +8,37 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/supervisor"
 )
+
+// retrySupervisor is how long a supervisor that failed is left alone.
+const retrySupervisor = 30 * time.Second
+
+// supervise runs a supervisor until ctx ends. One that fails, for a port that
+// is taken or a damaged file, is told of and tried again: the engine and its
+// containers do not depend on it.
+func supervise(ctx context.Context, cfg *config, own *pipeListener, log *slog.Logger) error {
+	for {
+		sup, err := newSupervisor(cfg, own, log)
+		if err != nil {
+			return err
+		}
+		err = sup.Run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		log.Error("supervisor stopped; containers run on, it is tried again", "in", retrySupervisor, "err", err)
+		select {
+		case <-time.After(retrySupervisor):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
 
 // newSupervisor makes a supervisor of our own engine, reached in memory, or of
 // the one that --engine names.

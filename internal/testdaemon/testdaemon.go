@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,14 +66,14 @@ func Start(t testing.TB, args ...string) *Daemon {
 	return d
 }
 
-// Up starts the process, after Kill or Stop.
-func (d *Daemon) Up() {
+// Up starts the process, after Kill or Stop, with more arguments for this once.
+func (d *Daemon) Up(more ...string) {
 	d.t.Helper()
 	bin := Build(d.t)
 	args := append([]string{
 		"--data-root", filepath.Join(d.Dir, "data"), "--exec-root", filepath.Join(d.Dir, "run"), "-H", "unix://" + d.Socket,
 		"--pidfile", filepath.Join(d.Dir, "pid"), "--bridge", "mt0", "--supervisor=false",
-	}, d.args...)
+	}, append(slices.Clone(d.args), more...)...)
 	d.cmd = exec.Command(filepath.Join(bin, "minked"), args...)
 	// A file, for the monitor inherits it and outlives minked.
 	log, err := os.OpenFile(d.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
