@@ -10,17 +10,18 @@ import (
 
 // The cases, in the order of the table.
 const (
-	caseRun    = "`docker run --rm` on a bridge"
-	caseOwnRun = "`minke run --rm` on a bridge"
-	caseExec   = "`docker exec`"
-	caseStart  = "API: create and start"
-	caseKill   = "API: kill and wait"
-	caseRemove = "API: remove"
-	caseStop   = "API: stop"
-	caseList   = "API: list 50 containers"
+	caseRun     = "`docker run --rm` on a bridge"
+	caseOwnRun  = "`minke run --rm` on a bridge"
+	caseExec    = "`docker exec`"
+	caseOwnExec = "`minke exec`"
+	caseStart   = "API: create and start"
+	caseKill    = "API: kill and wait"
+	caseRemove  = "API: remove"
+	caseStop    = "API: stop"
+	caseList    = "API: list 50 containers"
 )
 
-var cases = []string{caseRun, caseOwnRun, caseExec, caseStart, caseKill, caseRemove, caseStop, caseList}
+var cases = []string{caseRun, caseOwnRun, caseExec, caseOwnExec, caseStart, caseKill, caseRemove, caseStop, caseList}
 
 const (
 	standing = "standing" // a container that runs all the time
@@ -113,6 +114,9 @@ func (e *engine) turn(ctx context.Context, n int, res *result, count bool) error
 	}
 	if e.own != nil {
 		if err := do(caseOwnRun, n, typed(e.own, "hi\n", e.runEcho()...)); err != nil {
+			return err
+		}
+		if err := do(caseOwnExec, n, typed(e.own, "hi\n", "exec", standing, "/bin/echo", "hi")); err != nil {
 			return err
 		}
 	}
