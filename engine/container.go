@@ -63,6 +63,7 @@ type Container struct {
 	awaken   chan struct{} // closed to give up waiting for a restart
 	health   *health       // nil without a health check, or before the first start
 	execIDs  []string
+	kept     bool          // a restart goes on: its end is no reason to remove it
 	release  func()        // gives up the image's layers
 	logsDone chan struct{} // closed when the running container has written its last log line
 }

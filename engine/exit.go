@@ -52,6 +52,7 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 		e.log.Error("clean up after container", "container", c.ID, "err", err)
 	}
 	again := !e.closing() && shouldRestart(&r, exit)
+	kept := false
 	r = e.finish(c, func(r *record) {
 		r.Running, r.Restarting, r.Paused = again, again, false
 		r.Pid, r.ExitCode, r.FinishedAt = 0, exit.Code, exit.At.UTC()
@@ -60,6 +61,7 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 			r.RestartCount++
 		}
 		c.exits++
+		kept = c.kept
 	})
 	e.publish(events.ActionDie, &r, map[string]string{
 		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(r.StartedAt).Seconds())),
@@ -68,7 +70,7 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 	switch {
 	case again:
 		e.restartLater(c, exit.At.Sub(r.StartedAt))
-	case r.Host.AutoRemove:
+	case r.Host.AutoRemove && !kept:
 		if err := e.remove(c, true); err != nil {
 			e.log.Error("remove container", "container", c.ID, "err", err)
 		}

@@ -178,12 +178,8 @@ func (e *Engine) ContainerRestart(ctx context.Context, name string, o StopOption
 	if err != nil {
 		return err
 	}
-	if r := c.snapshot(); r.Running {
-		if r.Host.AutoRemove {
-			// Stopping would remove it.
-			return errdef.Conflict.Errorf("cannot restart container %s: it is removed when it stops (--rm)", r.Name)
-		}
-		if err := e.stop(ctx, c, o); err != nil {
+	if c.snapshot().Running {
+		if err := e.stopToRestart(ctx, c, o); err != nil {
 			return err
 		}
 	}
@@ -193,6 +189,23 @@ func (e *Engine) ContainerRestart(ctx context.Context, name string, o StopOption
 	r := c.snapshot()
 	e.publish(events.ActionRestart, &r, nil)
 	return nil
+}
+
+// stopToRestart stops a container that stays even if it is to be removed when
+// it ends (--rm).
+func (e *Engine) stopToRestart(ctx context.Context, c *Container, o StopOptions) error {
+	keep := func(kept bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.kept = kept
+	}
+	keep(true)
+	err := e.stop(ctx, c, o)
+	// What follows an exit goes on after it is seen, under op.
+	c.op.Lock()
+	defer c.op.Unlock()
+	keep(false)
+	return err
 }
 
 // ContainerPause freezes all processes of a container.
