@@ -2,6 +2,7 @@ package registry
 
 import (
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,10 +12,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
-
-	"encoding/pem"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -51,16 +51,11 @@ func newTokenServer(t *testing.T) *tokenServer {
 	return ts
 }
 
-// guard lets a registry take each token only a number of times.
-func (ts *tokenServer) guard(lives int64) func(http.ResponseWriter, *http.Request) bool {
-	var uses atomic.Int64
-	var last atomic.Int64
+// guard lets a registry take nothing but these tokens, and each only for the
+// requests that ok likes.
+func (ts *tokenServer) guard(ok func(r *http.Request) bool) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		now := ts.given.Load()
-		if last.Swap(now) != now {
-			uses.Store(0)
-		}
-		if r.Header.Get("Authorization") == fmt.Sprint("Bearer token-", now) && now > 0 && uses.Add(1) <= lives {
+		if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer token-") && ok(r) {
 			return false
 		}
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="reg",scope="from the registry"`, ts.URL))
@@ -69,20 +64,28 @@ func (ts *tokenServer) guard(lives int64) func(http.ResponseWriter, *http.Reques
 	}
 }
 
+func always(*http.Request) bool { return true }
+
 func TestTokensAreAskedForAndReplacedWhenTheyExpire(t *testing.T) {
 	f, ts := newFake(t), newTokenServer(t)
 	layers := [][]byte{tarOf(t, "a", 200_000), tarOf(t, "b", 200_000), tarOf(t, "c", 200_000)}
 	f.imageFor(t, "a/b", "1", linuxAMD, layers...)
-	guard := ts.guard(2)
+	// Every layer's connection breaks, and by then its token is too old.
+	var first sync.Map // path -> Authorization
+	guard := ts.guard(func(r *http.Request) bool {
+		token := r.Header.Get("Authorization")
+		old, again := first.LoadOrStore(r.URL.Path, token)
+		return !again || old != token
+	})
 	f.spoil = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodHead {
+			return false
+		}
 		if guard(w, r) {
 			return true
 		}
-		if strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") == "" {
-			b := f.blobs["a/b/"+r.URL.Path[len("/v2/a/b/blobs/"):]]
-			if len(b) > 1000 {
-				dropped(w, r, b) // and by then the token may be old
-			}
+		if b := f.blobs["a/b/"+filepath.Base(r.URL.Path)]; len(b) > 1000 && r.Header.Get("Range") == "" {
+			dropped(w, r, b)
 		}
 		return false
 	}
@@ -92,8 +95,8 @@ func TestTokensAreAskedForAndReplacedWhenTheyExpire(t *testing.T) {
 		t.Fatal(err)
 	}
 	stored(t, c, id, layers...)
-	if len(ts.asked) < 3 {
-		t.Errorf("%d tokens were asked for, want one for every two requests", len(ts.asked))
+	if len(ts.asked) < 2 {
+		t.Errorf("%d tokens were asked for, want more than one", len(ts.asked))
 	}
 	want := url.Values{"service": {"reg"}, "scope": {"repository:a/b:pull"}, "account": {"me"}}
 	if !reflect.DeepEqual(ts.asked[0], want) || ts.basic[0] != "me:secret" {
@@ -104,7 +107,7 @@ func TestTokensAreAskedForAndReplacedWhenTheyExpire(t *testing.T) {
 func TestIdentityTokensStandForPasswords(t *testing.T) {
 	f, ts := newFake(t), newTokenServer(t)
 	f.imageFor(t, "x", "1", linuxAMD, tarOf(t, "a", 10))
-	f.spoil = ts.guard(100)
+	f.spoil = ts.guard(always)
 	c := client(t, Options{})
 	token, err := c.Login(t.Context(), f.host(), Credentials{Username: "me", Password: "secret"})
 	if err != nil || token != "identity" {
@@ -136,8 +139,8 @@ func TestLogin(t *testing.T) {
 		{"open-registries-take-anybody", "secret", nil, ""},
 		{"basic-credentials-are-checked", "secret", basicOnly, ""},
 		{"wrong-basic-credentials-are-refused", "wrong", basicOnly, errdef.Unauthorized},
-		{"tokens-are-had-for-credentials", "secret", newTokenServer(t).guard(9), ""},
-		{"the-token-server-refuses-wrong-ones", "wrong", newTokenServer(t).guard(9), errdef.Unauthorized},
+		{"tokens-are-had-for-credentials", "secret", newTokenServer(t).guard(always), ""},
+		{"the-token-server-refuses-wrong-ones", "wrong", newTokenServer(t).guard(always), errdef.Unauthorized},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -153,7 +156,7 @@ func TestLogin(t *testing.T) {
 
 func TestPasswordsDoNotGoToPlainTokenServers(t *testing.T) {
 	f, ts := newFake(t), newTokenServer(t)
-	f.spoil = ts.guard(9)
+	f.spoil = ts.guard(always)
 	s := httptest.NewTLSServer(f)
 	defer s.Close()
 	c := client(t, Options{})

@@ -175,7 +175,7 @@ func TestPushOverBadLines(t *testing.T) {
 func TestPushAsksForAllRightsAtOnce(t *testing.T) {
 	f, ts := newFake(t), newTokenServer(t)
 	c, name, _ := pulled(t, f)
-	f.spoil = ts.guard(1000)
+	f.spoil = ts.guard(always)
 	if _, err := c.Push(t.Context(), retag(t, c, name, f.host()+"/y:1"), PushOptions{}); err != nil {
 		t.Fatal(err)
 	}
