@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
@@ -104,32 +103,6 @@ func (e *Engine) DiskUsage(ctx context.Context) (u Usage, err error) {
 		v.UsageData = &volumetypes.UsageData{RefCount: int64(len(users[v.Name])), Size: e.volumes.Size(v.Name)}
 	}
 	return u, nil
-}
-
-// ContainersPrune removes containers that do not run.
-func (e *Engine) ContainersPrune(ctx context.Context, f Filters) (container.PruneReport, error) {
-	out := container.PruneReport{ContainersDeleted: []string{}}
-	if err := f.check("label", "label!", "until"); err != nil {
-		return out, err
-	}
-	until, err := f.until()
-	if err != nil {
-		return out, err
-	}
-	for _, c := range e.all() {
-		r := c.snapshot()
-		if r.Running || !f.Labels("label", r.Config.Labels) || !f.unlabelled("label!", r.Config.Labels) || !until.IsZero() && r.Created.After(until) {
-			continue
-		}
-		size := e.writtenSize(&r)
-		if err := e.ContainerRemove(ctx, r.ID, RemoveOptions{}); err != nil {
-			return out, err
-		}
-		out.ContainersDeleted = append(out.ContainersDeleted, r.ID)
-		out.SpaceReclaimed += uint64(size)
-	}
-	e.publishPrune(events.ContainerEventType, int64(out.SpaceReclaimed))
-	return out, nil
 }
 
 func readLine(path string) string {
