@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -119,8 +120,14 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 
 func TestExitWhileDaemonIsDeadIsSeen(t *testing.T) {
 	d := testdaemon.Start(t)
-	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'echo bye; exit 9' TERM; while true; do sleep 0.05; done")})
+	id := d.RunDetached(testdaemon.Spec{Config: sh("trap 'echo bye; exit 9' TERM; echo ready; while true; do sleep 0.05; done")})
 	pid := d.Inspect(id).State.Pid
+	// The first process of a container ignores what it has no handler for yet.
+	for deadline := time.Now().Add(20 * time.Second); d.Logs(id) != "ready\n"; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the shell does not set its trap")
+		}
+	}
 	d.Kill()
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -130,7 +137,7 @@ func TestExitWhileDaemonIsDeadIsSeen(t *testing.T) {
 	if code := d.WaitExit(id); code != 9 {
 		t.Errorf("exit code = %d, want 9", code)
 	}
-	if log := d.Logs(id); log != "bye\n" {
+	if log := d.Logs(id); log != "ready\nbye\n" {
 		t.Errorf("log = %q, want its last word", log)
 	}
 }
