@@ -55,6 +55,31 @@ func TestLimitsAreSetAndUpdated(t *testing.T) {
 	}
 }
 
+func TestLowLimitOfProcessesCountsOnlyTheContainersOwn(t *testing.T) {
+	b := newBox(t)
+	if !hasV1("pids") {
+		t.Skip("this host has the pids controller in cgroup version 2")
+	}
+	for _, limit := range []int64{1, 2, 3} {
+		c := b.container("echo", "ok")
+		c.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
+		if code, out := b.run(c); code != 0 || out != "ok\n" {
+			t.Errorf("with a limit of %d: exit code %d, output %q", limit, code, out)
+		}
+	}
+	c := b.container("sleep", "1000")
+	c.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr[int64](1)}}
+	b.start(c)
+	if out := b.exec(c, "echo", "ok"); out != "ok\n" {
+		t.Errorf("exec beside the one process that is allowed: %q", out)
+	}
+}
+
+func hasV1(controller string) bool {
+	_, err := os.Stat(filepath.Join("/sys/fs/cgroup", controller, "tasks"))
+	return err == nil
+}
+
 func (b *box) state(id string) State {
 	b.t.Helper()
 	states, err := b.List(b.ctx)

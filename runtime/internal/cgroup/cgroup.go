@@ -197,9 +197,14 @@ func (g *Group) Dir() (*os.File, error) {
 }
 
 // Enter puts the calling thread, and what it clones from then on, into the
-// version 1 groups. Into version 2 a process is cloned by way of Dir.
+// version 1 groups. Into version 2 a process is cloned by way of Dir. A group
+// that limits the number of processes would refuse the birth, or the threads of
+// our own program after it: that one is left for Add.
 func (g *Group) Enter() error {
 	var done []string
+	if dir, limited := g.pidsLimit(); limited {
+		done = append(done, dir)
+	}
 	for c, dir := range g.Paths {
 		if c == Unified || slices.Contains(done, dir) {
 			continue
@@ -210,6 +215,29 @@ func (g *Group) Enter() error {
 		}
 	}
 	return nil
+}
+
+// Add moves a process, when it is about to become the image's program, where
+// Enter did not go. A move is never refused.
+func (g *Group) Add(pid int) error {
+	dir, limited := g.pidsLimit()
+	if !limited {
+		return nil
+	}
+	if err := write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("enter cgroup %s: %w", dir, err)
+	}
+	return nil
+}
+
+// pidsLimit finds the version 1 group that limits processes, if one does.
+func (g *Group) pidsLimit() (dir string, limited bool) {
+	dir, ok := g.Paths["pids"]
+	if !ok {
+		return "", false
+	}
+	limit, err := os.ReadFile(filepath.Join(dir, "pids.max"))
+	return dir, err == nil && strings.TrimSpace(string(limit)) != "max"
 }
 
 // Pids lists the processes of the group and the groups below it.

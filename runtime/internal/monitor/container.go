@@ -310,6 +310,9 @@ func (c *container) start(ctx context.Context) error {
 		return errdef.Conflict.Errorf("container %s was started already", c.id)
 	}
 	defer conn.Close()
+	if err := c.group.Add(c.pid); err != nil {
+		return err
+	}
 	if err := conn.Send(boot.Word{}); err != nil {
 		return fmt.Errorf("start container %s: its init is gone: %w", c.id, err)
 	}

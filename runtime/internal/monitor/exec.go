@@ -76,7 +76,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 	}
 	defer child.Conn.Close()
 	pidfd := pollable(child.Pidfd, "pidfd")
-	tty, err := bootExec(child)
+	tty, err := c.bootExec(child)
 	theirs.close() // else the client would never see the end of its streams
 	if err != nil {
 		unix.Kill(child.Pid, unix.SIGKILL)
@@ -97,7 +97,7 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 
 // bootExec takes the process all the way to its program and returns its
 // terminal, if it has one.
-func bootExec(child spawn.Child) (*os.File, error) {
+func (c *container) bootExec(child spawn.Child) (*os.File, error) {
 	var r boot.Report
 	files, err := child.Conn.Recv(&r)
 	if err != nil {
@@ -107,7 +107,11 @@ func bootExec(child spawn.Child) (*os.File, error) {
 		closeFiles(files)
 		return nil, err
 	}
-	if err := child.Conn.Send(boot.Word{}); err != nil {
+	err = c.group.Add(child.Pid)
+	if err == nil {
+		err = child.Conn.Send(boot.Word{})
+	}
+	if err != nil {
 		closeFiles(files)
 		return nil, err
 	}
