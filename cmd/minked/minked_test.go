@@ -427,7 +427,7 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		{"used-name", "POST", "/containers/create?name=taken", `{"Image":"busybox"}`, 409, "is already in use by container"},
 		{"bad-name", "POST", "/containers/create?name=a/b", `{"Image":"busybox"}`, 400, "Invalid container name"},
 		{"too-little-memory", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Memory":1000}}`, 400, "6MB"},
-		{"unknown-network", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"NetworkMode":"nosuch"}}`, 404, "network nosuch not found"},
+		{"unknown-network", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"NetworkMode":"nosuch"}}`, 400, "network nosuch not found"},
 		{"relative-mount", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
 		{"missing-bind", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Mounts":[{"Type":"bind","Source":"/nosuch","Target":"/x"}]}}`, 400, "bind source path does not exist: /nosuch"},
 		{"unknown-capability", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"CapAdd":["FLY"]}}`, 400, "unknown capability"},
