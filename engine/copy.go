@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
@@ -306,14 +307,31 @@ func (e *Engine) ContainerChanges(name string) ([]container.FilesystemChange, er
 	kinds := map[store.ChangeKind]container.ChangeType{
 		store.Modified: container.ChangeModify, store.Added: container.ChangeAdd, store.Deleted: container.ChangeDelete,
 	}
-	own := e.ownTargets(&r)
 	out := []container.FilesystemChange{}
-	for _, ch := range changes {
-		if !own[ch.Path] {
-			out = append(out, container.FilesystemChange{Path: ch.Path, Kind: kinds[ch.Kind]})
-		}
+	for _, ch := range withoutOwn(changes, e.ownTargets(&r)) {
+		out = append(out, container.FilesystemChange{Path: ch.Path, Kind: kinds[ch.Kind]})
 	}
 	return out, nil
+}
+
+// withoutOwn leaves out mount points of the engine's own files, and each
+// directory in which nothing but these has changed.
+func withoutOwn(changes []store.Change, own map[string]bool) []store.Change {
+	below := map[string]int{} // changes that a person made, by directory
+	for _, ch := range changes {
+		if !own[ch.Path] {
+			for dir := path.Dir(ch.Path); dir != "/"; dir = path.Dir(dir) {
+				below[dir]++
+			}
+		}
+	}
+	holdsOwn := map[string]bool{}
+	for target := range own {
+		holdsOwn[path.Dir(target)] = true
+	}
+	return slices.DeleteFunc(changes, func(ch store.Change) bool {
+		return own[ch.Path] || holdsOwn[ch.Path] && below[ch.Path] == 0 && ch.Kind != store.Deleted
+	})
 }
 
 // ownTargets are mount points that were made in the container's layer for the

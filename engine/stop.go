@@ -33,7 +33,12 @@ func (e *Engine) ContainerStop(ctx context.Context, name string, o StopOptions) 
 	if r := c.snapshot(); !r.Running {
 		return errdef.NotModified.Errorf("container is already stopped")
 	}
-	return e.stop(ctx, c, o)
+	err = e.stop(ctx, c, o)
+	// What follows an exit, such as the removal that --rm asks for, goes on
+	// under op after the exit is seen: have it done when the client hears.
+	c.op.Lock()
+	defer c.op.Unlock()
+	return err
 }
 
 func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {

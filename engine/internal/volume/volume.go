@@ -2,6 +2,9 @@
 //
 //	<root>/<name>/_data   what is mounted; never touched by this package after the first copy-up
 //
+// Of a volume that stands for a directory of the host (type none, o bind)
+// _data is a link to it; that directory is not ours to make or to remove.
+//
 // A volume exists when its record does; the record is written last and removed
 // first, so a crash leaves at most a directory that nobody names, which the
 // next Create of that name takes over with its content. Methods may be called
@@ -95,10 +98,7 @@ func (s *Store) Create(v Volume) (Volume, error) {
 			return Volume{}, errdef.Invalid.Errorf("create %s: invalid option: %q", v.Name, k)
 		}
 	}
-	if v.Options["type"] != "" || v.Options["device"] != "" {
-		return Volume{}, errdef.Unsupported.Errorf("create %s: volumes of type %q are not supported yet; use a bind mount", v.Name, v.Options["type"])
-	}
-	if err := os.MkdirAll(s.Path(v.Name), 0o755); err != nil {
+	if err := s.makeData(v); err != nil {
 		return Volume{}, err
 	}
 	if err := durable.SyncDir(s.root); err != nil {
@@ -106,6 +106,32 @@ func (s *Store) Create(v Volume) (Volume, error) {
 	}
 	v.Created = time.Now().UTC()
 	return v, s.put(v)
+}
+
+// makeData makes the volume's directory, or its link to one of the host.
+func (s *Store) makeData(v Volume) error {
+	path := s.Path(v.Name)
+	// What a crash left of another volume must not lead the new one away.
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSymlink != 0 {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	device := v.Options["device"]
+	if v.Options["type"] == "" && device == "" {
+		return os.MkdirAll(path, 0o755)
+	}
+	o := v.Options["o"]
+	if v.Options["type"] != "none" && v.Options["type"] != "bind" || o != "bind" && o != "rbind" {
+		return errdef.Unsupported.Errorf("create %s: volumes of type %q with o=%q are not supported; minke has directories of its own and type=none,o=bind,device=/path", v.Name, v.Options["type"], o)
+	}
+	if !filepath.IsAbs(device) {
+		return errdef.Invalid.Errorf("create %s: device must be an absolute path, not %q", v.Name, device)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(device, path)
 }
 
 func (s *Store) put(v Volume) error {

@@ -101,3 +101,43 @@ func TestRemovedVolumeIsGoneWithItsData(t *testing.T) {
 		t.Errorf("data is still there: %v", err)
 	}
 }
+
+func TestVolumeThatStandsForAHostDirectory(t *testing.T) {
+	s, host := open(t), t.TempDir()
+	options := map[string]string{"type": "none", "o": "bind", "device": host}
+	if _, err := s.Create(Volume{Name: "bound", Options: options}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Path("bound"), "f"), []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("bound"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(host, "f")); err != nil {
+		t.Errorf("the directory of the host went with the volume: %v", err)
+	}
+	for _, bad := range []map[string]string{
+		{"type": "tmpfs", "device": "tmpfs"},
+		{"type": "none", "o": "bind", "device": "relative"},
+		{"type": "nfs", "o": "addr=1.2.3.4", "device": ":/x"},
+	} {
+		if _, err := s.Create(Volume{Name: "refused", Options: bad}); err == nil {
+			t.Errorf("options %v are accepted", bad)
+		}
+	}
+}
+
+func TestALinkThatACrashLeftLeadsNoNewVolumeAway(t *testing.T) {
+	s, host := open(t), t.TempDir()
+	if err := os.MkdirAll(filepath.Dir(s.Path("new")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(host, s.Path("new")); err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, "new")
+	if fi, err := os.Lstat(s.Path("new")); err != nil || !fi.IsDir() {
+		t.Errorf("the new volume's data is %v, %v; want a directory of its own", fi, err)
+	}
+}
