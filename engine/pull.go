@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -76,6 +77,9 @@ func (e *Engine) pull(ctx context.Context, ref oci.Reference, o PullOptions) (oc
 	id, err := e.registry.Pull(ctx, ref, registry.PullOptions{
 		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, Progress: o.Progress,
 	})
+	// The containers need the memory that this took, and the collector would
+	// keep it for minutes.
+	debug.FreeOSMemory()
 	if err != nil {
 		return "", err
 	}
