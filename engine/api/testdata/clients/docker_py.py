@@ -88,6 +88,9 @@ def life():
     expect(c.status, "paused", "status")
     c.unpause()
     c.restart(timeout=0)
+    # A signal before the first process listens for them would end it.
+    while not any("sleep" in p[-1] for p in c.top()["Processes"]):
+        pass
     c.kill("TERM")
     expect(c.wait(timeout=20)["StatusCode"], 143, "exit code")
     expect([x.name for x in client.containers.list(all=True, filters={"label": "a=b", "status": "exited"})], ["pylife2"], "list")
