@@ -13,7 +13,7 @@
 // It needs root, cgroup version 1 accounting and the docker CLI. Engines that
 // are not installed are left out. All that it starts it stops, also when
 // interrupted; a kill -9 leaves the daemons, and its directory under /var/tmp
-// tells whose they are.
+// tells whose they are. podman keeps its notes on addresses in /var/lib/cni.
 package main
 
 import (
