@@ -1,6 +1,7 @@
 # What a script of docker-py does. The engine's socket is in DOCKER_HOST.
 import io
 import tarfile
+import time
 import threading
 
 import docker
@@ -8,6 +9,13 @@ from docker.errors import APIError, BuildError, ContainerError, ImageNotFound, N
 
 client = docker.from_env(version="auto", timeout=30)
 api = client.api
+
+
+def until(done, what):
+    """For what another process does in its own time."""
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, what
 
 
 def expect(got, want, what):
@@ -56,7 +64,7 @@ def life():
     for line in c.logs(stream=True, follow=True, stdout=True, stderr=False):
         expect(line, b"one\n", "streamed log")
         break
-    expect(c.logs(stdout=False, stderr=True), b"two\n", "stderr")
+    until(lambda: c.logs(stdout=False, stderr=True) == b"two\n", "stderr")
     expect(c.logs(tail=1).count(b"\n"), 1, "lines of the tail")
 
     expect(tuple(c.exec_run(["sh", "-c", "echo out; echo err >&2; exit 4"], demux=True)), (4, (b"out\n", b"err\n")), "exec, both streams")
@@ -89,8 +97,7 @@ def life():
     c.unpause()
     c.restart(timeout=0)
     # A signal before the first process listens for them would end it.
-    while not any("sleep" in p[-1] for p in c.top()["Processes"]):
-        pass
+    until(lambda: any("sleep" in p[-1] for p in c.top()["Processes"]), "the program runs")
     c.kill("TERM")
     expect(c.wait(timeout=20)["StatusCode"], 143, "exit code")
     expect([x.name for x in client.containers.list(all=True, filters={"label": "a=b", "status": "exited"})], ["pylife2"], "list")
