@@ -26,6 +26,11 @@ type config struct {
 	Mirrors    []string `json:"registry-mirrors"`
 	Insecure   []string `json:"insecure-registries"`
 	Runtime    string   `json:"runtime-path"`
+	TLS        bool     `json:"tls"`
+	TLSVerify  bool     `json:"tlsverify"`
+	TLSCA      string   `json:"tlscacert"`
+	TLSCert    string   `json:"tlscert"`
+	TLSKey     string   `json:"tlskey"`
 	Supervisor bool     `json:"supervisor"`
 	Engine     string   `json:"engine"`
 	SupListen  []string `json:"supervisor-listen"`
@@ -40,6 +45,7 @@ func parse(args []string) (*config, error) {
 	c := &config{
 		DataRoot: "/var/lib/minke", ExecRoot: "/run/minke", Hosts: []string{"unix:///run/minke/engine.sock"},
 		Bridge: "minke0", LogLevel: "info", PidFile: "/run/minke/minked.pid", Supervisor: true,
+		TLSCA: "/etc/minke/ca.pem", TLSCert: "/etc/minke/cert.pem", TLSKey: "/etc/minke/key.pem",
 	}
 	if err := c.readFile(configFile(args)); err != nil {
 		return nil, err
@@ -56,6 +62,11 @@ func parse(args []string) (*config, error) {
 	f.StringArrayVar(&c.Mirrors, "registry-mirror", c.Mirrors, "URL of a registry mirror; may be repeated")
 	f.StringArrayVar(&c.Insecure, "insecure-registry", c.Insecure, "registry to talk to without TLS; may be repeated")
 	f.StringVar(&c.Runtime, "runtime-path", c.Runtime, "the minke-runtime program (default: beside minked)")
+	f.BoolVar(&c.TLS, "tls", c.TLS, "use TLS on tcp addresses; implied by --tlsverify")
+	f.BoolVar(&c.TLSVerify, "tlsverify", c.TLSVerify, "take only clients with a certificate of --tlscacert")
+	f.StringVar(&c.TLSCA, "tlscacert", c.TLSCA, "certificate of the authority that signs clients")
+	f.StringVar(&c.TLSCert, "tlscert", c.TLSCert, "our certificate")
+	f.StringVar(&c.TLSKey, "tlskey", c.TLSKey, "our key")
 	f.BoolVar(&c.Supervisor, "supervisor", c.Supervisor, "run the supervisor; --supervisor=false for the engine alone")
 	f.StringVar(&c.Engine, "engine", c.Engine, "supervise another engine at this address (unix:///var/run/docker.sock) instead of running our own")
 	f.StringArrayVar(&c.SupListen, "supervisor-listen", c.SupListen, "host:port of the Supervisor API; may be repeated (default: loopback and the supervisor's own network)")

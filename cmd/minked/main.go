@@ -69,7 +69,7 @@ func run(args []string) error {
 				log.Error("close engine", "err", err)
 			}
 		}()
-		listeners, err := listen(cfg.Hosts)
+		listeners, err := listen(cfg, log)
 		if err != nil {
 			return err
 		}
@@ -118,51 +118,6 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return nil
 	}
 	return err
-}
-
-// listen opens unix:// and tcp:// addresses.
-func listen(hosts []string) ([]net.Listener, error) {
-	var out []net.Listener
-	for _, h := range hosts {
-		scheme, addr, ok := strings.Cut(h, "://")
-		if !ok {
-			return nil, fmt.Errorf("invalid address %q: want unix:///path or tcp://host:port", h)
-		}
-		var l net.Listener
-		var err error
-		switch scheme {
-		case "unix":
-			l, err = listenUnix(addr)
-		case "tcp":
-			l, err = net.Listen("tcp", addr)
-		default:
-			err = fmt.Errorf("unknown scheme %q: want unix or tcp", scheme)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", h, err)
-		}
-		out = append(out, l)
-	}
-	return out, nil
-}
-
-func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("another process answers on %s; stop it or choose another --host", path)
-	}
-	// A leftover of a process that was killed.
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l, os.Chmod(path, 0o660)
 }
 
 // writePidFile refuses if the process it names lives.
