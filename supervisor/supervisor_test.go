@@ -315,7 +315,12 @@ func createdAt(t *testing.T, engine supervisor.Engine, name string) string {
 	}
 	for _, v := range list.Items {
 		if v.Name == name {
-			return v.CreatedAt + fmt.Sprint(v.Labels)
+			made := v.CreatedAt + fmt.Sprint(v.Labels)
+			// Engines tell the second; the directory knows better.
+			if fi, err := os.Stat(v.Mountpoint); err == nil {
+				made += fi.ModTime().String()
+			}
+			return made
 		}
 	}
 	return ""

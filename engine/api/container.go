@@ -158,8 +158,8 @@ func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
 	// The client starts the container when it has seen this.
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
-	if err := http.NewResponseController(w).Flush(); err != nil {
-		return err
+	if http.NewResponseController(w).Flush() != nil {
+		return nil // the client left
 	}
 	code, err := wait(r.Context())
 	if err != nil {
@@ -194,8 +194,8 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", streamType(versionOf(r), logs.TTY))
 	w.WriteHeader(http.StatusOK)
 	out := flushing(w)
-	if err := out.rc.Flush(); err != nil {
-		return err
+	if out.rc.Flush() != nil {
+		return nil // the client left
 	}
 	stdout, stderr := outputs(out, logs.TTY)
 	if err := logs.Copy(r.Context(), stdout, stderr); err != nil && r.Context().Err() == nil {

@@ -76,8 +76,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	out := flushing(w)
-	if err := out.rc.Flush(); err != nil {
-		return err
+	if out.rc.Flush() != nil {
+		return nil // the client left
 	}
 	enc := json.NewEncoder(out)
 	if !since.IsZero() {
