@@ -18,10 +18,11 @@ const (
 	caseKill    = "API: kill and wait"
 	caseRemove  = "API: remove"
 	caseStop    = "API: stop"
+	caseAPIExec = "API: exec, to the end of its output"
 	caseList    = "API: list 50 containers"
 )
 
-var cases = []string{caseRun, caseOwnRun, caseExec, caseOwnExec, caseStart, caseKill, caseRemove, caseStop, caseList}
+var cases = []string{caseRun, caseOwnRun, caseExec, caseOwnExec, caseStart, caseKill, caseRemove, caseStop, caseAPIExec, caseList}
 
 const (
 	standing = "standing" // a container that runs all the time
@@ -137,6 +138,7 @@ func (e *engine) apiTurn(ctx context.Context, n int, do func(string, int, func(i
 		op   func(int) error
 	}{
 		{caseList, 5 * n, func(int) error { return e.api.do(ctx, "GET", "/containers/json?all=1", nil, &[]struct{}{}) }},
+		{caseAPIExec, n, func(int) error { return e.exec(ctx, standing, "/bin/echo", "hi") }},
 		{caseStart, n, func(i int) error { return e.run(ctx, name(i), "sleep", "100000") }},
 		{caseKill, n, func(i int) error {
 			if err := call("POST", "/containers/%s/kill")(i); err != nil {
@@ -174,6 +176,16 @@ func (e *engine) run(ctx context.Context, name string, cmd ...string) error {
 		return err
 	}
 	return e.api.do(ctx, "POST", "/containers/"+name+"/start", nil, nil)
+}
+
+// exec is docker exec without the CLI.
+func (e *engine) exec(ctx context.Context, name string, cmd ...string) error {
+	var made struct{ ID string }
+	want := map[string]any{"Cmd": cmd, "AttachStdout": true, "AttachStderr": true}
+	if err := e.api.do(ctx, "POST", "/containers/"+name+"/exec", want, &made); err != nil {
+		return err
+	}
+	return e.api.do(ctx, "POST", "/exec/"+made.ID+"/start", map[string]any{}, nil)
 }
 
 func (e *engine) create(ctx context.Context, name string, cmd ...string) error {
