@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package testdaemon runs a real minked for tests, in a network namespace of
 // its own, so that neither the host's networks nor another daemon's rules
 // matter and nothing is left behind.
