@@ -94,7 +94,7 @@ func refuse(id string, s *specs.Spec) error {
 	if what == "" {
 		return nil
 	}
-	return errdef.Unsupported.Errorf("container %s: this runtime does not do %s; use --runtime runc", id, what)
+	return errdef.Unsupported.Errorf("container %s: this runtime does not do %s; take it out of the configuration", id, what)
 }
 
 func hooks(h *specs.Hooks) int {

@@ -102,7 +102,7 @@ func action(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActTrace:
 		return retTrace | value, nil
 	case specs.ActNotify:
-		return 0, errdef.Unsupported.Errorf("seccomp: action %s needs an agent, which this runtime does not serve; run the container with --runtime runc", a)
+		return 0, errdef.Unsupported.Errorf("seccomp: action %s needs an agent, which this runtime does not serve; take it out of the profile", a)
 	}
 	return 0, errdef.Invalid.Errorf("seccomp: unknown action %q", a)
 }
