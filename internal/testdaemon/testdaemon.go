@@ -133,18 +133,29 @@ func (d *Daemon) KillAll() {
 // Call Up afterwards.
 func (d *Daemon) Reboot() {
 	d.t.Helper()
-	var pids []int
+	pids := map[string]int{}
 	list, err := d.ContainerList(d.t.Context(), client.ContainerListOptions{})
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	for _, c := range list.Items {
-		pids = append(pids, d.Inspect(c.ID).State.Pid)
+		pids[c.ID] = d.Inspect(c.ID).State.Pid
 	}
 	d.KillAll()
-	for _, pid := range pids {
+	for id, pid := range pids {
 		syscall.Kill(pid, syscall.SIGKILL)
 		WaitDead(d.t, pid)
+		// Control groups live in memory, too.
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/minke/" + id)
+		for _, g := range groups {
+			err := os.Remove(g)
+			for deadline := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(deadline); err = os.Remove(g) {
+				time.Sleep(time.Millisecond) // somebody else has to collect the dead
+			}
+			if err != nil {
+				d.t.Error(err)
+			}
+		}
 	}
 	if err := os.RemoveAll(filepath.Join(d.Dir, "run")); err != nil {
 		d.t.Fatal(err)
