@@ -67,6 +67,7 @@ func services(t *testing.T, d *testdaemon.Daemon) map[string]string {
 
 func TestGreenhouse(t *testing.T) {
 	d := testdaemon.Start(t, "--supervisor=true")
+	d.WaitSupervisor()
 	dir := greenhouse(t)
 	if out := minke(t, d, "up", dir); !strings.Contains(out, "http://localhost:8080") {
 		t.Errorf("up does not print the address:\n%s", out)
@@ -124,6 +125,7 @@ func TestGreenhouse(t *testing.T) {
 	t.Run("all-goes-on-when-minked-is-killed", func(t *testing.T) {
 		d.Kill()
 		d.Up()
+		d.WaitSupervisor()
 		if after := services(t, d); !equal(before, after) {
 			t.Errorf("before %v, after %v", before, after)
 		}
@@ -174,6 +176,7 @@ func equal(a, b map[string]string) bool {
 
 func TestMistakesInAProjectAreNamed(t *testing.T) {
 	d := testdaemon.Start(t, "--supervisor=true")
+	d.WaitSupervisor()
 	for _, tt := range []struct{ name, compose, want string }{
 		{"unknown-key", "services:\n  web:\n    image: busybox\n    colour: red\n", "docker-compose.yml:4"},
 		{"broken-yaml", "services:\n  web:\n   - image: x\n  image: [\n", "docker-compose.yml"},

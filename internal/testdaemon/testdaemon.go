@@ -98,6 +98,20 @@ func (d *Daemon) Up(more ...string) {
 	}
 }
 
+// WaitSupervisor waits until the Supervisor API answers, which comes after the
+// engine's.
+func (d *Daemon) WaitSupervisor() {
+	d.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if out, err := d.Get("http://127.0.0.1:48484/ping"); err == nil && out == "OK" {
+			return
+		} else if time.Now().After(deadline) {
+			d.t.Fatalf("the supervisor does not answer: %v; log of minked:\n%s", err, d.Log())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // Pid is minked's process ID.
 func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
 
