@@ -124,14 +124,6 @@ func kernelLog(fs int) string {
 	}
 }
 
-// Attach moves a mount made by Open to path in the caller's mount namespace.
-func Attach(mount *os.File, path string) error {
-	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return &os.PathError{Op: "mount overlay at", Path: path, Err: err}
-	}
-	return nil
-}
-
 // ProbeData reports whether file systems below dir can carry data-only layers
 // (Linux 6.5): it mounts one and reads through a metadata inode. An error says
 // what is missing.

@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -234,6 +233,3 @@ func (s *Store) Size(name string) int64 {
 	})
 	return n
 }
-
-// ValidName reports whether name can be a volume's, as opposed to a path.
-func ValidName(name string) bool { return names.MatchString(name) && !strings.Contains(name, "/") }
