@@ -112,6 +112,7 @@ func (m *Monitor) Resume(ctx context.Context, id string) error {
 }
 
 // Update changes limits of a live container; zero fields stay as they are.
+// Device rules, if there are any, replace all that it had.
 func (m *Monitor) Update(ctx context.Context, id string, r *specs.LinuxResources) error {
 	_, err := m.ask(ctx, wire.Request{Op: wire.Update, ID: id, Resources: r})
 	return err

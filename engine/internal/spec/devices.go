@@ -43,6 +43,12 @@ func allow(kind string, major, minor int64, access string) specs.LinuxDeviceCgro
 	return r
 }
 
+// DeviceRules are the rules of access that a container gets, all of them.
+func DeviceRules(h *container.HostConfig) ([]specs.LinuxDeviceCgroup, error) {
+	_, rules, err := devices(h)
+	return rules, err
+}
+
 // devices are the nodes to make in the container and the rules of access.
 func devices(h *container.HostConfig) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
 	if h.Privileged {

@@ -25,7 +25,7 @@ func rule(kind string, major, minor int64, access string) specs.LinuxDeviceCgrou
 }
 
 // setDevices applies the device rules; of two that match the later one wins.
-// It is done once: the container's rules do not change.
+// ChangeDevices does it for a group that has rules already.
 func (g *Group) setDevices(r *specs.LinuxResources) error {
 	if r == nil || len(r.Devices) == 0 {
 		return nil

@@ -408,7 +408,11 @@ func (c *container) resume() error {
 }
 
 func (c *container) update(r *specs.LinuxResources) error {
-	if _, err := c.group.Set(r); err != nil {
+	_, err := c.group.Set(r)
+	if err == nil && r != nil {
+		err = c.group.ChangeDevices(r.Devices)
+	}
+	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	return nil
