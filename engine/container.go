@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/minke-os/minke/engine/internal/device"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -29,6 +30,11 @@ type record struct {
 	Networks map[string]*network.EndpointSettings // by network name: what was asked for, and got
 	Ports    network.PortMap                      // as published by the last start
 	Mounts   []container.MountPoint
+	// ImageMounts are the top layers of images that it mounts, by target.
+	ImageMounts map[string]oci.ChainID `json:",omitempty"`
+
+	// Plugged are the devices that it has now of those that come and go.
+	Plugged []device.Node `json:",omitempty"`
 
 	Running      bool // also while waiting for a restart
 	Restarting   bool

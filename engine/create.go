@@ -14,8 +14,10 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/minke-os/minke/engine/internal/device"
 	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
@@ -55,6 +57,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req
 		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
 	}
 	if err := e.checkHostConfig(host); err != nil {
+		return container.CreateResponse{}, err
+	}
+	if _, _, err := device.Wants(host.Devices, cfg.Labels); err != nil {
 		return container.CreateResponse{}, err
 	}
 	argv := append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
@@ -111,11 +116,20 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	if r.Mounts, made, err = e.resolveMounts(r); err != nil {
 		return err
 	}
+	releaseMounted, err := e.takeMountedImages(r)
+	defer func() {
+		if err != nil {
+			releaseMounted()
+		}
+	}()
+	if err != nil {
+		return err
+	}
 	if err := e.populateVolumes(r); err != nil {
 		return err
 	}
 	c := newContainer(*r)
-	c.release = release
+	c.release = func() { release(); releaseMounted() }
 	if err := e.saveLocked(c); err != nil { // nobody else has c yet
 		return err
 	}
@@ -123,6 +137,32 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	e.containers[r.ID] = c
 	e.mu.Unlock()
 	return nil
+}
+
+// takeMountedImages finds the images that the container mounts and keeps their
+// content until release, which works even with an error.
+func (e *Engine) takeMountedImages(r *record) (release func(), err error) {
+	var all []func()
+	release = func() {
+		for _, f := range all {
+			f()
+		}
+	}
+	for _, p := range r.Mounts {
+		if p.Type != mount.TypeImage {
+			continue
+		}
+		img, more, err := e.imageForContainer(p.Name)
+		if err != nil {
+			return release, err
+		}
+		all = append(all, more)
+		if r.ImageMounts == nil {
+			r.ImageMounts = map[string]oci.ChainID{}
+		}
+		r.ImageMounts[p.Destination] = topLayer(img)
+	}
+	return release, nil
 }
 
 // imageForContainer finds the image and keeps its content until release.

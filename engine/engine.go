@@ -35,6 +35,8 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/minke-os/minke/engine/internal/device"
+	"github.com/minke-os/minke/engine/internal/disk"
 	"github.com/minke-os/minke/engine/internal/events"
 	"github.com/minke-os/minke/engine/internal/network"
 	"github.com/minke-os/minke/engine/internal/spec"
@@ -80,6 +82,10 @@ type Engine struct {
 	rt       *runtime.Monitor
 	events   events.Broker
 	filters  spec.SeccompCache
+	disks    *disk.Watch
+	devices  device.Host
+
+	devicesChanged chan struct{} // capacity 1: look at containers' devices
 
 	mu         sync.Mutex
 	containers map[string]*Container // by ID
@@ -102,6 +108,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, started: time.Now(),
 		containers: map[string]*Container{}, names: map[string]string{}, execs: map[string]*execution{},
+		disks: disk.New(), devices: device.Host{Dev: "/dev"}, devicesChanged: make(chan struct{}, 1),
 	}
 	e.ctx, e.close = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -129,7 +136,10 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.volumes, err = volume.Open(filepath.Join(cfg.DataRoot, "volumes"), e.db); err != nil {
+	e.volumes, err = volume.Open(volume.Options{
+		Root: filepath.Join(cfg.DataRoot, "volumes"), DB: e.db, Logger: cfg.Logger, Disks: e.findDisk, Changed: e.volumeChanged,
+	})
+	if err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
 	}
 	if e.net, err = network.Open(ctx, e.db, network.Options{Bridge: cfg.Bridge, BIP: cfg.BIP, Logger: cfg.Logger}); err != nil {
@@ -141,9 +151,11 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("start runtime monitor: %w", err)
 	}
+	e.disks.Rescan()
 	if err := e.restore(ctx); err != nil {
 		return nil, err
 	}
+	e.watchDevices()
 	return e, nil
 }
 
@@ -172,6 +184,9 @@ func (e *Engine) Close() error {
 		e.rt.Close()
 	}
 	e.wg.Wait()
+	if e.volumes != nil {
+		e.volumes.Close()
+	}
 	var errs []error
 	if e.net != nil {
 		if idle {

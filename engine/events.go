@@ -5,6 +5,8 @@ import (
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
+
+	"github.com/minke-os/minke/engine/internal/volume"
 )
 
 // publish tells listeners what happened to a container, with the attributes
@@ -22,7 +24,11 @@ func (e *Engine) publishImage(a events.Action, id, name string) {
 }
 
 func (e *Engine) publishVolume(a events.Action, name string, more map[string]string) {
-	e.events.Publish(events.VolumeEventType, a, name, merged(map[string]string{"driver": "local"}, more))
+	driver := volume.Local
+	if v, err := e.volumes.Get(name); err == nil {
+		driver = v.Driver
+	}
+	e.events.Publish(events.VolumeEventType, a, name, merged(map[string]string{"driver": driver}, more))
 }
 
 func (e *Engine) publishNetwork(a events.Action, id, name, driver string, more map[string]string) {

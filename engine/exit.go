@@ -51,6 +51,7 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 	if err := e.rt.Delete(e.ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
 		e.log.Error("clean up after container", "container", c.ID, "err", err)
 	}
+	e.releaseVolumes(&r)
 	again := !e.closing() && shouldRestart(&r, exit)
 	kept := false
 	r = e.finish(c, func(r *record) {

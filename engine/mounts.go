@@ -5,13 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
-	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/engine/internal/volume"
 	"github.com/minke-os/minke/internal/errdef"
@@ -157,6 +154,9 @@ func (e *Engine) parseBind(text, driver string) (container.MountPoint, error) {
 	if mode != "" {
 		p.Mode = mode
 	}
+	if err := oncePerKind(text, mode); err != nil {
+		return container.MountPoint{}, err
+	}
 	for _, word := range strings.FieldsFunc(mode, func(r rune) bool { return r == ',' }) {
 		switch {
 		case word == "ro":
@@ -169,6 +169,23 @@ func (e *Engine) parseBind(text, driver string) (container.MountPoint, error) {
 		}
 	}
 	return p, nil
+}
+
+// oncePerKind refuses a mode that says two things about one matter.
+func oncePerKind(text, mode string) error {
+	words := strings.Split(mode, ",")
+	for _, kind := range [][]string{{"ro", "rw"}, {"z", "Z"}, {"nocopy"}, {"private", "rprivate", "shared", "rshared", "slave", "rslave"}} {
+		n := 0
+		for _, w := range words {
+			if slices.Contains(kind, w) {
+				n++
+			}
+		}
+		if n > 1 {
+			return errdef.Invalid.Errorf("invalid volume specification: '%s': invalid mode: %s", text, mode)
+		}
+	}
+	return nil
 }
 
 // mountPoint settles one entry of HostConfig.Mounts.
@@ -185,6 +202,18 @@ func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bo
 	if filepath.Clean(m.Target) == "/" {
 		return bad("invalid specification: destination can't be '/'")
 	}
+	for _, o := range []struct {
+		set  bool
+		of   mount.Type
+		name string
+	}{
+		{m.BindOptions != nil, mount.TypeBind, "BindOptions"}, {m.VolumeOptions != nil, mount.TypeVolume, "VolumeOptions"},
+		{m.TmpfsOptions != nil, mount.TypeTmpfs, "TmpfsOptions"}, {m.ImageOptions != nil, mount.TypeImage, "ImageOptions"},
+	} {
+		if o.set && o.of != m.Type {
+			return bad("field %s must not be specified", o.name)
+		}
+	}
 	switch m.Type {
 	case mount.TypeBind:
 		if m.Source == "" {
@@ -196,6 +225,17 @@ func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bo
 		p = container.MountPoint{Type: mount.TypeBind, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: mount.PropagationRPrivate}
 		if m.BindOptions != nil && m.BindOptions.Propagation != "" {
 			p.Propagation = m.BindOptions.Propagation
+		}
+		if o := m.BindOptions; o != nil {
+			if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
+				return bad("invalid propagation mode: %s", o.Propagation)
+			}
+			if o.ReadOnlyForceRecursive && (!m.ReadOnly || o.NonRecursive || o.ReadOnlyNonRecursive || p.Propagation != mount.PropagationRPrivate) {
+				return bad("a mount that must be read-only recursively is read-only, recursive and of propagation rprivate")
+			}
+			if o.ReadOnlyNonRecursive && !m.ReadOnly {
+				return bad("ReadOnlyNonRecursive is set, but the mount is not read-only")
+			}
 		}
 		if _, err := os.Stat(m.Source); err != nil && (m.BindOptions == nil || !m.BindOptions.CreateMountpoint) {
 			return bad("bind source path does not exist: %s", m.Source)
@@ -216,7 +256,24 @@ func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bo
 		if m.Source != "" {
 			return bad("field Source must not be specified")
 		}
+		if m.TmpfsOptions != nil {
+			for _, o := range m.TmpfsOptions.Options {
+				if len(o) < 1 || len(o) > 2 || o[0] == "" {
+					return bad("invalid option of the tmpfs: %q", o)
+				}
+			}
+		}
 		p = container.MountPoint{Type: mount.TypeTmpfs, Destination: m.Target, RW: !m.ReadOnly}
+	case mount.TypeImage:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if m.ImageOptions != nil && m.ImageOptions.Subpath != "" {
+			return bad("a directory of an image cannot be mounted alone; mount the image, which costs nothing, and use the path below it")
+		}
+		p = container.MountPoint{Type: mount.TypeImage, Name: m.Source, Destination: m.Target}
+	case mount.TypeNamedPipe, mount.TypeCluster:
+		return bad("there are none on a Linux device outside of a swarm")
 	default:
 		return p, false, errdef.Invalid.Errorf("invalid mount config: mount type %q is unknown or not supported on this platform", m.Type)
 	}
@@ -238,17 +295,23 @@ func (e *Engine) volumesFrom(text string) ([]container.MountPoint, error) {
 	return points, nil
 }
 
+// askedMount is the entry of HostConfig.Mounts that a mount point came from,
+// nil if it came from elsewhere.
+func askedMount(r *record, p container.MountPoint) *mount.Mount {
+	i := slices.IndexFunc(r.Host.Mounts, func(m mount.Mount) bool { return filepath.Clean(m.Target) == p.Destination })
+	if i < 0 {
+		return nil
+	}
+	return &r.Host.Mounts[i]
+}
+
 // noCopy reports whether the user forbade copying the image's content.
 func noCopy(r *record, p container.MountPoint) bool {
 	if slices.Contains(strings.Split(p.Mode, ","), "nocopy") {
 		return true
 	}
-	for _, m := range r.Host.Mounts {
-		if filepath.Clean(m.Target) == p.Destination && m.VolumeOptions != nil {
-			return m.VolumeOptions.NoCopy || m.VolumeOptions.Subpath != ""
-		}
-	}
-	return false
+	m := askedMount(r, p)
+	return m != nil && m.VolumeOptions != nil && (m.VolumeOptions.NoCopy || m.VolumeOptions.Subpath != "")
 }
 
 // populateVolumes offers the image's content to volumes that are new.
@@ -296,98 +359,4 @@ func (e *Engine) rootfs(r *record) (overlay.Mount, error) {
 	dir := e.containerDir(r.ID)
 	m.Upper, m.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	return m, nil
-}
-
-// containerMounts are the record's mounts in the runtime's words. Missing
-// sources of plain binds are created, as Docker does.
-func (e *Engine) containerMounts(r *record) ([]specs.Mount, error) {
-	var out []specs.Mount
-	for _, p := range r.Mounts {
-		m := specs.Mount{Destination: p.Destination, Type: "bind", Source: p.Source}
-		access := "rw"
-		if !p.RW {
-			access = "ro"
-		}
-		switch p.Type {
-		case mount.TypeTmpfs:
-			m = tmpfsMount(r, p)
-		case mount.TypeVolume:
-			if _, err := e.volumes.Get(p.Name); err != nil {
-				return nil, err
-			}
-			source, err := subpath(r, p)
-			if err != nil {
-				return nil, err
-			}
-			m.Source, m.Options = source, []string{"rbind", "rprivate", access}
-		default:
-			if err := ensureBindSource(p.Source); err != nil {
-				return nil, err
-			}
-			m.Options = []string{"rbind", string(p.Propagation), access}
-		}
-		out = append(out, m)
-	}
-	for target, options := range r.Host.Tmpfs {
-		m := specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec", "nosuid", "nodev"}}
-		for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
-			switch o { // these undo the defaults
-			case "exec", "suid", "dev":
-				m.Options = slices.DeleteFunc(m.Options, func(d string) bool { return d == "no"+o })
-			default:
-				m.Options = append(m.Options, o)
-			}
-		}
-		out = append(out, m)
-	}
-	return out, nil
-}
-
-func ensureBindSource(source string) error {
-	_, err := os.Stat(source)
-	if err == nil {
-		return nil
-	}
-	if !os.IsNotExist(err) {
-		return errdef.Invalid.Errorf("bind source path %s: %w", source, err)
-	}
-	if err := os.MkdirAll(source, 0o755); err != nil {
-		return errdef.Invalid.Errorf("error while creating mount source path '%s': %w", source, err)
-	}
-	return nil
-}
-
-// subpath is the directory of a volume that a mount asked for.
-func subpath(r *record, p container.MountPoint) (string, error) {
-	for _, m := range r.Host.Mounts {
-		if filepath.Clean(m.Target) != p.Destination || m.VolumeOptions == nil || m.VolumeOptions.Subpath == "" {
-			continue
-		}
-		f, err := pathrs.OpenInRoot(p.Source, m.VolumeOptions.Subpath)
-		if err != nil {
-			return "", errdef.Invalid.Errorf("volume %s has no %s: %w", p.Name, m.VolumeOptions.Subpath, err)
-		}
-		defer f.Close()
-		return os.Readlink(overlay.Path(f))
-	}
-	return p.Source, nil
-}
-
-func tmpfsMount(r *record, p container.MountPoint) specs.Mount {
-	m := specs.Mount{Destination: p.Destination, Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec", "nosuid", "nodev", "rprivate"}}
-	if !p.RW {
-		m.Options = append(m.Options, "ro")
-	}
-	for _, asked := range r.Host.Mounts {
-		if filepath.Clean(asked.Target) != p.Destination || asked.TmpfsOptions == nil {
-			continue
-		}
-		if o := asked.TmpfsOptions; o.SizeBytes > 0 {
-			m.Options = append(m.Options, "size="+strconv.FormatInt(o.SizeBytes, 10))
-		}
-		if o := asked.TmpfsOptions; o.Mode != 0 {
-			m.Options = append(m.Options, fmt.Sprintf("mode=%o", o.Mode.Perm()))
-		}
-	}
-	return m
 }

@@ -2,9 +2,14 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
@@ -27,7 +32,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, r := range records {
 		c := newContainer(r)
-		if c.release, err = e.keepLayers(r.Layer); err != nil {
+		if c.release, err = e.keepImages(&r); err != nil {
 			e.log.Error("the image of a container is gone; it cannot start", "container", r.Name, "err", err)
 		}
 		e.containers[r.ID], e.names[r.Name] = c, r.ID
@@ -55,6 +60,9 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err := e.net.Reconcile(ctx); err != nil {
 		return err
 	}
+	if err := e.volumes.Reconcile(); err != nil {
+		return err
+	}
 	if err := e.removeStray(known); err != nil {
 		return err
 	}
@@ -80,6 +88,34 @@ func (e *Engine) keepLayers(top oci.ChainID) (release func(), err error) {
 	return release, nil
 }
 
+// keepImages keeps all that a container is made of: its own image and those it
+// mounts. The function it returns works even with an error.
+func (e *Engine) keepImages(r *record) (release func(), err error) {
+	var all []func()
+	for _, top := range append(slices.Collect(maps.Values(r.ImageMounts)), r.Layer) {
+		more, kerr := e.keepLayers(top)
+		all, err = append(all, more), errors.Join(err, kerr)
+	}
+	return func() {
+		for _, f := range all {
+			f()
+		}
+	}, err
+}
+
+// resumeVolumes takes up the volumes of a container that runs. They are
+// mounted already, or it is not the container's fault.
+func (e *Engine) resumeVolumes(r *record) {
+	for _, p := range r.Mounts {
+		if p.Type != mount.TypeVolume {
+			continue
+		}
+		if err := e.volumes.Resume(p.Name, r.ID); err != nil {
+			e.log.Error("take up the volume of a running container", "volume", p.Name, "container", r.Name, "err", err)
+		}
+	}
+}
+
 // adopt takes up a container that runs.
 func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 	done := make(chan struct{})
@@ -87,6 +123,7 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 		r.Pid, r.Paused = s.Pid, s.Status == runtime.Paused
 		c.logsDone = done
 	})
+	e.resumeVolumes(&r)
 	if sb, ok := e.sandbox(&r, s.Pid); ok {
 		joined, err := e.net.Rejoin(ctx, sb)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,6 +69,9 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 	e.publishMounts(events.ActionMount, &r)
 	e.publish(events.ActionStart, &r, nil)
 	e.rewriteLinkers(&r)
+	// What came or went while the container was made.
+	e.settleVolumes(&r, "")
+	e.settleDevices(c)
 	e.watch(c, done)
 	e.startHealth(c, &r, container.Starting)
 	return nil
@@ -76,10 +80,15 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 // startProcess is the way from a record to a running process.
 func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid int, err error) {
 	// 1. All that is known before there is a process.
-	mounts, err := e.containerMounts(r)
+	mounts, err := e.startMounts(ctx, r)
 	if err != nil {
 		return 0, err
 	}
+	defer func() {
+		if err != nil {
+			e.releaseVolumes(r)
+		}
+	}()
 	rootfs, err := e.rootfs(r)
 	if err != nil {
 		return 0, err
@@ -92,8 +101,15 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err != nil {
 		return 0, err
 	}
+	host, plugged, err := e.pluggedIn(r)
+	if err != nil {
+		return 0, err
+	}
+	if !slices.Equal(r.Plugged, plugged) {
+		e.change(c, func(r *record) { r.Plugged = plugged })
+	}
 	in := spec.Input{
-		ID: r.ID, Config: r.Config, Host: r.Host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
+		ID: r.ID, Config: r.Config, Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
 		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
 	}
 	if err := e.joinNamespaces(&in); err != nil {

@@ -36,7 +36,7 @@ func (e *Engine) createVolume(v volume.Volume) (volume.Volume, error) {
 func (e *Engine) shownVolume(v volume.Volume) volumetypes.Volume {
 	return volumetypes.Volume{
 		Name: v.Name, Driver: v.Driver, Labels: v.Labels, Options: v.Options, Scope: "local",
-		Mountpoint: e.volumes.Path(v.Name), CreatedAt: v.Created.Format(time.RFC3339),
+		Mountpoint: e.volumes.Path(v.Name), CreatedAt: v.Created.Format(time.RFC3339), Status: e.volumes.Status(v),
 	}
 }
 
@@ -88,12 +88,13 @@ func (e *Engine) volumeUsers() map[string][]record {
 // force a volume that is not there is no error.
 func (e *Engine) VolumeRemove(name string, force bool) error {
 	if users := e.volumeUsers()[name]; len(users) > 0 {
-		var ids []string
+		var ids, names []string
 		for _, r := range users {
-			ids = append(ids, r.ID)
+			ids, names = append(ids, r.ID), append(names, r.Name)
 		}
 		slices.Sort(ids)
-		return errdef.Conflict.Errorf("remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
+		slices.Sort(names)
+		return errdef.Conflict.Errorf("remove %s: volume is in use - [%s]; remove %s first", name, strings.Join(ids, ", "), strings.Join(names, ", "))
 	}
 	err := e.volumes.Remove(name)
 	if force && errdef.Is(err, errdef.NotFound) {
@@ -130,7 +131,7 @@ func (e *Engine) VolumePrune(f Filters) (volumetypes.PruneReport, error) {
 			return out, err
 		}
 		out.VolumesDeleted = append(out.VolumesDeleted, v.Name)
-		out.SpaceReclaimed += uint64(size)
+		out.SpaceReclaimed += uint64(max(size, 0))
 	}
 	e.publishPrune(events.VolumeEventType, int64(out.SpaceReclaimed))
 	return out, nil

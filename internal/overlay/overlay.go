@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,6 +75,24 @@ func (m Mount) open(appending bool) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
+
+// Options are the mount as options of mount(8), for somebody else to make it.
+func (m Mount) Options() (words []string) {
+	for _, o := range m.options(canAppend()) {
+		words = append(words, o[0]+"="+o[1])
+	}
+	return words
+}
+
+// canAppend reports whether layers may be given one by one (Linux 6.7).
+var canAppend = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+})
 
 func (m Mount) options(appending bool) [][2]string {
 	o := [][2]string{{"index", "off"}}
