@@ -1,0 +1,401 @@
+package delta
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+// Options of Make. The zero value works.
+type Options struct {
+	// Memory is about how much may be used at once, in bytes; 1 GiB if 0. Files
+	// for which that is too little are not patched but sent whole.
+	Memory int64
+	// Workers is how many files are looked at at once; as many as there are
+	// processors if 0.
+	Workers int
+	// Progress is told of new content that is coded, and of how much there is.
+	Progress func(done, total int64)
+}
+
+// segmentSize is how many bytes of new content are compressed together. A
+// segment is fetched again as a whole.
+const segmentSize = 4 << 20
+
+// selfContained is the size of a skeleton without a base, in bytes, up to which
+// it goes without: the delta then fits any image with the same contents.
+const selfContained = 1 << 10
+
+// Make writes the delta that makes target from what bases have. open gives the
+// bytes of contents of all of them. scratch is written and read once; its size
+// is about the delta's.
+func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Report, error) {
+	if o.Workers == 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.Memory == 0 {
+		o.Memory = 1 << 30
+	}
+	m := &maker{o: o, open: open, d: &Delta{Target: target.DiffID}}
+	if err := m.survey(target, bases); err != nil {
+		return nil, err
+	}
+	skeleton, err := m.skeleton(target, bases)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.segments(ctx, scratch); err != nil {
+		return nil, err
+	}
+	m.d.Skeleton.Length = int64(len(skeleton))
+	header, err := m.d.header()
+	if err != nil {
+		return nil, err
+	}
+	m.d.place(int64(len(header)))
+	if _, err := w.Write(append(header, skeleton...)); err != nil {
+		return nil, err
+	}
+	if _, err := scratch.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(w, scratch); err != nil {
+		return nil, err
+	}
+	return m.report(int64(len(header))), nil
+}
+
+type maker struct {
+	o    Options
+	open func(Content) (File, error)
+	d    *Delta
+
+	had    map[oci.Digest]bool // contents of the bases
+	news   map[oci.Digest]int  // number among d.Contents
+	paths  []string            // of d.Contents: where each is first
+	guess  *candidates
+	common map[int]int // by base layer: entries that it shares with the target
+
+	files []FileReport // by number of the content
+
+	mu   sync.Mutex
+	done int64
+}
+
+// survey finds what is new.
+func (m *maker) survey(target Layer, bases []Layer) error {
+	m.had, m.news = map[oci.Digest]bool{}, map[oci.Digest]int{}
+	m.guess = newCandidates()
+	heads := make([]map[string]bool, len(bases))
+	for i, l := range bases {
+		heads[i] = map[string]bool{}
+		for e, err := range entries(l.Records()) {
+			if err != nil {
+				return fmt.Errorf("base layer %s: %w", l.DiffID, err)
+			}
+			heads[i][e.key()] = true
+			if e.content != nil {
+				m.had[e.content.Digest] = true
+				m.guess.add(e.path(), *e.content)
+			}
+		}
+	}
+	m.common = map[int]int{}
+	for e, err := range entries(target.Records()) {
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", target.DiffID, err)
+		}
+		m.d.TarSize += int64(len(e.head))
+		key := e.key()
+		for i := range bases {
+			if heads[i][key] {
+				m.common[i]++
+			}
+		}
+		c := e.content
+		if c == nil {
+			continue
+		}
+		m.d.TarSize += c.Size
+		if e.padded {
+			m.d.TarSize += int64(padding(c.Size))
+		}
+		if _, known := m.news[c.Digest]; !known && !m.had[c.Digest] {
+			m.news[c.Digest] = len(m.d.Contents)
+			m.d.Contents = append(m.d.Contents, *c)
+			m.paths = append(m.paths, e.path())
+		}
+	}
+	m.files = make([]FileReport, len(m.d.Contents))
+	return nil
+}
+
+// skeleton codes the target's, against the layer that it shares most with
+// unless it is small without one.
+func (m *maker) skeleton(target Layer, bases []Layer) ([]byte, error) {
+	alone, err := m.codeSkeleton(target, nil)
+	if err != nil || len(alone) <= selfContained {
+		return alone, err
+	}
+	best, shared := -1, 0
+	for i, n := range m.common {
+		if n > shared || n == shared && n > 0 && i < best {
+			best, shared = i, n
+		}
+	}
+	if best < 0 {
+		return alone, nil
+	}
+	code, err := m.codeSkeleton(target, &bases[best])
+	if err != nil || len(code) >= len(alone) {
+		return alone, err
+	}
+	m.d.Base = bases[best].DiffID
+	return code, nil
+}
+
+func (m *maker) codeSkeleton(target Layer, base *Layer) ([]byte, error) {
+	var out bytes.Buffer
+	z, err := encoder(&out)
+	if err != nil {
+		return nil, err
+	}
+	w := skeletonWriter{w: z, base: map[string][]int{}, news: m.news}
+	if base != nil {
+		for e, err := range entries(base.Records()) {
+			if err != nil {
+				return nil, err
+			}
+			w.base[e.key()] = append(w.base[e.key()], len(w.bases))
+			w.bases = append(w.bases, e)
+		}
+	}
+	for e, err := range entries(target.Records()) {
+		if err == nil {
+			err = w.add(e)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := w.close(); err != nil {
+		return nil, err
+	}
+	err = z.Close()
+	return out.Bytes(), err
+}
+
+// segments codes all new contents, in order, several at once.
+func (m *maker) segments(ctx context.Context, out io.Writer) error {
+	var total int64
+	for first := 0; first < len(m.d.Contents); {
+		count, size := 0, int64(0)
+		for first+count < len(m.d.Contents) && (count == 0 || size+m.d.Contents[first+count].Size <= segmentSize) {
+			size += m.d.Contents[first+count].Size
+			count++
+		}
+		m.d.Segments = append(m.d.Segments, Segment{First: first, Count: count})
+		first, total = first+count, total+size
+	}
+	type result struct {
+		data []byte
+		err  error
+	}
+	results := make([]chan result, len(m.d.Segments))
+	for i := range results {
+		results[i] = make(chan result, 1)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var dispatch sync.WaitGroup
+	dispatch.Go(func() {
+		var workers errgroup.Group
+		workers.SetLimit(m.o.Workers)
+		for i := range m.d.Segments {
+			if ctx.Err() != nil {
+				results[i] <- result{err: ctx.Err()}
+				continue
+			}
+			workers.Go(func() error {
+				data, err := m.segment(ctx, &m.d.Segments[i], total)
+				results[i] <- result{data, err}
+				return nil
+			})
+		}
+		workers.Wait()
+	})
+	defer dispatch.Wait()
+	var failed error
+	for i := range results {
+		r := <-results[i]
+		if failed != nil {
+			continue
+		}
+		if r.err == nil {
+			m.d.Segments[i].Length = int64(len(r.data))
+			_, r.err = out.Write(r.data)
+		}
+		if failed = r.err; failed != nil {
+			cancel()
+		}
+	}
+	return failed
+}
+
+// segment codes some contents into one frame.
+func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, error) {
+	var out bytes.Buffer
+	z, err := encoder(&out)
+	if err != nil {
+		return nil, err
+	}
+	for i := s.First; i < s.First+s.Count; i++ {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := m.content(z, s, i); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.paths[i], err)
+		}
+		if m.o.Progress != nil {
+			m.mu.Lock()
+			m.done += m.d.Contents[i].Size
+			m.o.Progress(m.done, total)
+			m.mu.Unlock()
+		}
+	}
+	err = z.Close()
+	return out.Bytes(), err
+}
+
+// content codes one content in the way that takes the least space.
+func (m *maker) content(w io.Writer, s *Segment, i int) error {
+	c, how := m.d.Contents[i], &m.files[i]
+	*how = FileReport{Path: m.paths[i], Size: c.Size, Cost: c.Size}
+	if c.Size > m.largest() {
+		return m.copy(w, c)
+	}
+	data, err := m.read(c)
+	if err != nil {
+		return err
+	}
+	how.Cost = cost(data)
+	var best []byte
+	var from Content
+	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
+		code, err := m.patch(base.Content, data)
+		if err != nil {
+			return err
+		}
+		if n := cost(code); code != nil && n < how.Cost {
+			best, from = code, base.Content
+			how.Cost, how.Base = n, base.path
+		}
+		if how.Cost < c.Size/16 {
+			break // another base would hardly do better
+		}
+	}
+	if best == nil {
+		_, err := w.Write(append([]byte{whole}, data...))
+		return err
+	}
+	n := slices.Index(s.Bases, from)
+	if n < 0 {
+		n, s.Bases = len(s.Bases), append(s.Bases, from)
+	}
+	_, err = w.Write(append(binary.AppendUvarint([]byte{patched}, uint64(n)), best...))
+	return err
+}
+
+// largest is the size of files that are looked at in memory: with the base, the
+// patch and their like one needs about four times that.
+func (m *maker) largest() int64 { return m.o.Memory / int64(m.o.Workers) / 8 }
+
+// patch is nil if the base is too large.
+func (m *maker) patch(base Content, data []byte) ([]byte, error) {
+	if base.Size > m.largest() {
+		return nil, nil
+	}
+	old, err := m.read(base)
+	if err != nil {
+		return nil, err
+	}
+	x := newIndex(old, m.largest()*4)
+	return appendPatch(nil, data, old, x.match(data)), nil
+}
+
+func (m *maker) copy(w io.Writer, c Content) error {
+	f, err := m.open(c)
+	if err != nil {
+		return err
+	}
+	if _, err = w.Write([]byte{whole}); err == nil {
+		_, err = io.CopyN(w, io.NewSectionReader(f, 0, c.Size), c.Size)
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (m *maker) readBase(c Content) ([]byte, error) {
+	if c.Size > m.largest() {
+		return nil, nil
+	}
+	return m.read(c)
+}
+
+func (m *maker) read(c Content) ([]byte, error) {
+	f, err := m.open(c)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, c.Size)
+	_, err = io.ReadFull(io.NewSectionReader(f, 0, c.Size), data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if got := oci.FromBytes(data); got != c.Digest {
+		return nil, errdef.Internal.Errorf("content %s has bytes with the digest %s", c.Digest, got)
+	}
+	return data, nil
+}
+
+func encoder(w io.Writer) (*zstd.Encoder, error) {
+	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(Window))
+}
+
+// scale weighs codes against each other.
+var scale = sync.OnceValue(func() *zstd.Encoder {
+	z, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(Window)) // the options are right
+	return z
+})
+
+// cost is about how many bytes a code adds to the delta.
+func cost(code []byte) int64 { return int64(len(scale().EncodeAll(code, nil))) }
+
+// A Report tells what costs the bytes of a delta.
+type Report struct {
+	Header, Skeleton int64 // bytes
+	Files            []FileReport
+}
+
+// A FileReport is about one new content.
+type FileReport struct {
+	Path string // where it is first
+	Size int64
+	Cost int64  // about how many bytes it adds
+	Base string // path of the file that it is made from; "" if it is sent whole
+}
+
+func (m *maker) report(header int64) *Report {
+	return &Report{Header: header, Skeleton: m.d.Skeleton.Length, Files: m.files}
+}
