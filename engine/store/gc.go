@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,6 +66,9 @@ func (s *Store) collect(ctx context.Context) (int64, error) {
 		}
 	}
 	live, err := s.liveObjects(ctx)
+	if err == nil {
+		err = s.looseObjects(time.Now(), live)
+	}
 	if err != nil {
 		return freed, err
 	}

@@ -1,0 +1,322 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/engine/delta"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
+)
+
+// looseBucket names objects that no layer has yet, and when they were made, in
+// seconds since 1970. GC spares them for looseFor.
+var looseBucket = []byte("loose")
+
+// looseFor is how long an update that broke off keeps what it has brought.
+const looseFor = 14 * 24 * time.Hour
+
+// looseFlush is how many bytes of new contents may be lost to a power cut.
+const looseFlush = 16 << 20
+
+// Records are the records of a layer's tar, for a delta. Contents that the tar
+// has in another form (sparse files) are left out.
+func (s *Store) Records(id oci.ChainID) delta.Records {
+	return func(yield func(delta.Record, error) bool) {
+		stop := errors.New("stop")
+		more := func(r delta.Record) error {
+			if !yield(r, nil) {
+				return stop
+			}
+			return nil
+		}
+		err := readToc(s.layerPath(id, "toc"),
+			func(p []byte) error { return more(delta.Record{Bytes: p}) },
+			func(c content) error {
+				if c.sparse || c.size == 0 {
+					return nil
+				}
+				return more(delta.Record{Content: &delta.Content{Digest: c.digest.digest(), Size: c.size}})
+			})
+		if err != nil && !errors.Is(err, stop) {
+			yield(delta.Record{}, err)
+		}
+	}
+}
+
+// Loose is a way to contents by their digests: those of all layers, and new
+// ones that a layer will have soon. What it has opened, found or made stays
+// until Close; what it has made and synced outlives a crash, for a while, so
+// that an update that broke off need not bring it again.
+type Loose struct {
+	s       *Store
+	dir     string
+	objects map[string]bool // pinned; true for what is in dir
+	byLink  map[sum]string  // object of a digest among hard-linked layers; nil if not known yet
+	pending int64           // bytes that are not synced
+}
+
+// Loose must be closed.
+func (s *Store) Loose() (*Loose, error) {
+	dir, err := os.MkdirTemp(s.path("staging"), "loose-")
+	if err != nil {
+		return nil, err
+	}
+	return &Loose{s: s, dir: dir, objects: map[string]bool{}}, nil
+}
+
+// Close gives up the contents. Those that are in no layer go at a GC, after
+// looseFor.
+func (l *Loose) Close() error {
+	err := l.flush()
+	l.s.unpin(l.objects)
+	return errors.Join(err, os.RemoveAll(l.dir))
+}
+
+// Done is Close when a layer has the contents.
+func (l *Loose) Done() error {
+	err := l.s.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(rootBucket).Bucket(looseBucket)
+		if b == nil {
+			return nil
+		}
+		for name := range l.objects {
+			if err := b.Delete([]byte(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	l.s.unpin(l.objects)
+	return errors.Join(err, os.RemoveAll(l.dir))
+}
+
+// Has reports whether a content is there, and keeps it.
+func (l *Loose) Has(c delta.Content) bool {
+	_, err := l.find(c)
+	return err == nil
+}
+
+// Open opens a content that is there, and keeps it.
+func (l *Loose) Open(c delta.Content) (*os.File, error) {
+	path, err := l.find(c)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(path)
+}
+
+func (l *Loose) find(c delta.Content) (string, error) {
+	missing := errdef.NotFound.Errorf("there is no content %s here", c.Digest)
+	d, err := parseSum(c.Digest)
+	if err != nil {
+		return "", err
+	}
+	name := d.name()
+	if staged, known := l.objects[name]; known {
+		if staged {
+			return l.dir + "/" + name, nil
+		}
+		return l.s.objectFile(name), nil
+	}
+	if there, err := l.s.pin(name, d); err == nil && there {
+		l.objects[name] = false
+		return l.s.objectFile(name), nil
+	}
+	l.s.unpin(map[string]bool{name: true})
+	if !l.s.links {
+		return "", missing
+	}
+	if l.byLink == nil {
+		if l.byLink, err = l.s.linked(); err != nil {
+			return "", err
+		}
+	}
+	if name = l.byLink[d]; name == "" {
+		return "", missing
+	}
+	return l.s.objectFile(name), nil
+}
+
+func parseSum(digest oci.Digest) (d sum, err error) {
+	if _, err := oci.ParseDigest(string(digest)); err != nil {
+		return d, err
+	}
+	_, err = hex.Decode(d[:], []byte(digest.Hex()))
+	return d, err
+}
+
+// linked finds the objects of hard-linked layers by their contents. The layers
+// must be leased by the caller.
+func (s *Store) linked() (map[sum]string, error) {
+	ids, err := s.layerIDs()
+	if err != nil {
+		return nil, err
+	}
+	all := map[sum]string{}
+	for _, id := range ids {
+		err := readToc(s.layerPath(id, "toc"), func([]byte) error { return nil }, func(c content) error {
+			all[c.digest] = c.object
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// Create makes a new content. It counts once it is closed; aborted it is as if
+// it had never been.
+func (l *Loose) Create(c delta.Content) (delta.Sink, error) {
+	d, err := parseSum(c.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if l.pending >= looseFlush {
+		if err := l.flush(); err != nil {
+			return nil, err
+		}
+	}
+	path := l.dir + "/new"
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return &looseFile{File: f, l: l, d: d, w: bigWriter{f: f, room: func(int64) error { return nil }}}, nil
+}
+
+type looseFile struct {
+	*os.File
+	l *Loose
+	d sum
+	w bigWriter
+}
+
+func (f *looseFile) Write(p []byte) (int, error) {
+	if err := f.w.write(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (f *looseFile) Abort() {
+	f.File.Close()
+	os.Remove(f.Name())
+}
+
+func (f *looseFile) Close() error {
+	err := f.w.finish()
+	if err == nil {
+		err = setDigest(f.File, f.d)
+	}
+	if err = errors.Join(err, f.File.Close()); err != nil {
+		return err
+	}
+	name := f.d.name()
+	there, err := f.l.s.pin(name, f.d)
+	if err != nil {
+		return err
+	}
+	f.l.objects[name] = !there
+	if there {
+		return os.Remove(f.Name())
+	}
+	f.l.pending += f.w.n
+	return os.Rename(f.Name(), f.l.dir+"/"+name)
+}
+
+// flush makes what is complete outlive a crash.
+func (l *Loose) flush() error {
+	fresh := map[string]bool{}
+	for name, staged := range l.objects {
+		if staged {
+			fresh[name] = true
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if err := unix.Syncfs(int(l.s.dir.Fd())); err != nil {
+		return os.NewSyscallError("syncfs", err)
+	}
+	// Recorded first: an object without a record would go at the next GC.
+	now := binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix()))
+	err := l.s.db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.Bucket(rootBucket).CreateBucketIfNotExists(looseBucket)
+		if err != nil {
+			return err
+		}
+		for name := range fresh {
+			if err := b.Put([]byte(name), now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.s.adopt(l.dir, fresh); err != nil {
+		return err
+	}
+	for name := range fresh {
+		l.objects[name] = false
+	}
+	l.pending = 0
+	return nil
+}
+
+// looseObjects are those that GC spares. It forgets the old ones.
+func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(rootBucket).Bucket(looseBucket)
+		if b == nil {
+			return nil
+		}
+		var old [][]byte
+		for k, v := range keys(b) {
+			if len(v) != 8 || now.Sub(time.Unix(int64(binary.BigEndian.Uint64(v)), 0)) > looseFor {
+				old = append(old, []byte(k))
+				continue
+			}
+			live[k] = struct{}{}
+		}
+		for _, k := range old {
+			if err := b.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// AddDelta adds the layer that a delta makes, on top of parent. skeleton is
+// that section of the delta; all its contents are loose or in layers. The layer
+// is read back against its digest as it is added.
+func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta, skeleton io.Reader, l *Loose) (Layer, error) {
+	var base delta.Records
+	if d.Base != "" {
+		from, err := s.Find(d.Base)
+		if err != nil {
+			return Layer{}, err
+		}
+		release, err := s.Lease(from.ChainID)
+		if err != nil {
+			return Layer{}, err
+		}
+		defer release()
+		base = s.Records(from.ChainID)
+	}
+	return s.AddPacked(ctx, parent, func(w io.Writer) error {
+		return d.WriteTar(ctx, w, skeleton, base, func(c delta.Content) (io.ReadCloser, error) { return l.Open(c) })
+	})
+}
