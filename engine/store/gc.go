@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -154,13 +153,7 @@ func (s *Store) removeLayerDir(id oci.ChainID) (int64, error) {
 
 // liveObjects reads all tocs.
 func (s *Store) liveObjects(ctx context.Context) (map[string]struct{}, error) {
-	var ids []oci.ChainID
-	err := s.view(func(t tables) error {
-		for key := range keys(t.layers) {
-			ids = append(ids, oci.ChainID(key))
-		}
-		return nil
-	})
+	ids, err := s.layerIDs()
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +171,17 @@ func (s *Store) liveObjects(ctx context.Context) (map[string]struct{}, error) {
 		}
 	}
 	return live, nil
+}
+
+func (s *Store) layerIDs() ([]oci.ChainID, error) {
+	var ids []oci.ChainID
+	err := s.view(func(t tables) error {
+		for key := range keys(t.layers) {
+			ids = append(ids, oci.ChainID(key))
+		}
+		return nil
+	})
+	return ids, err
 }
 
 // sweep removes the objects that are neither live nor kept.
@@ -284,26 +288,4 @@ func ignoreGone(err error) error {
 		return nil
 	}
 	return err
-}
-
-// Check reads every layer and compares it with its diff ID, which shows what
-// the disk has damaged. It gives an error for each layer that is, and takes as
-// long as reading all of them.
-func (s *Store) Check(ctx context.Context) error {
-	var ids []oci.ChainID
-	err := s.view(func(t tables) error {
-		for key := range keys(t.layers) {
-			ids = append(ids, oci.ChainID(key))
-		}
-		return nil
-	})
-	errs := []error{err}
-	for _, id := range ids {
-		err := s.LayerTar(ctx, id, io.Discard)
-		if errdef.Is(err, errdef.NotFound) {
-			continue // removed meanwhile
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
