@@ -68,6 +68,11 @@ var rules = []struct {
 		never:    []string{module + "cmd/..."},
 		why:      "cmd is wiring; nobody imports it",
 	},
+	{
+		packages: []string{"..."},
+		never:    []string{module + "internal/powercut", "github.com/hanwen/go-fuse/..."},
+		why:      "the recording disk and its FUSE library are for tests; no program links them",
+	},
 }
 
 type listed struct {
