@@ -15,6 +15,7 @@ import (
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/engine/registry"
+	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -30,6 +31,7 @@ type Engine interface {
 	Info() (system.Info, error)
 	Version() system.VersionResponse
 	DiskUsage(context.Context) (engine.Usage, error)
+	StoreCheck(ctx context.Context, repair bool) (store.Report, store.Repaired, error)
 	Events() (past []events.Message, next <-chan events.Message, stop func())
 }
 

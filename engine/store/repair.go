@@ -124,7 +124,7 @@ func (s *Store) setDamageAside(d damage, inUse func(oci.ImageID) (string, bool))
 		for key, v := range keys(t.names) {
 			if why := cmp.Or(images[string(v)], d.records[string(namesBucket)+"/"+key]); why != nil {
 				names[key] = why
-				gone = append(gone, key)
+				gone = append(gone, familiarName(key))
 			}
 		}
 		for id := range images {
@@ -143,6 +143,14 @@ func (s *Store) setDamageAside(d damage, inUse func(oci.ImageID) (string, bool))
 	}
 	slices.Sort(gone)
 	return gone, nil
+}
+
+// familiarName is a name as people type it.
+func familiarName(key string) string {
+	if ref, err := parseName(key); err == nil {
+		return ref.Familiar()
+	}
+	return key
 }
 
 // addLayersAbove adds to layers those that lie upon one of them.
