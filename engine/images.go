@@ -275,12 +275,12 @@ func (e *Engine) ImageTag(name, repo, tag string) error {
 }
 
 // ImageRemove takes away a name, and the image with its last one.
-func (e *Engine) ImageRemove(ctx context.Context, name string, force bool) ([]imagetypes.DeleteResponse, error) {
+func (e *Engine) ImageRemove(ctx context.Context, name string, o store.RemoveOptions) ([]imagetypes.DeleteResponse, error) {
 	id, _, err := e.images.Resolve(name)
 	if err != nil {
 		return nil, err
 	}
-	removed, err := e.images.Remove(name, force, e.imageUser)
+	removed, err := e.images.Remove(name, o, e.imageUser)
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +340,7 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 			if !wanted(img) {
 				continue
 			}
-			removed, err := e.ImageRemove(ctx, string(img.ID), true)
+			removed, err := e.ImageRemove(ctx, string(img.ID), store.RemoveOptions{Force: true})
 			if err != nil && !errdef.Is(err, errdef.NotFound) && !errdef.Is(err, errdef.Conflict) {
 				return deleted, 0, err
 			}

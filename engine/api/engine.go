@@ -76,7 +76,7 @@ type images interface {
 	ImageHistory(name string) ([]image.HistoryResponseItem, error)
 	ImageList(o engine.ImageListOptions) ([]image.Summary, error)
 	ImageTag(name, repo, tag string) error
-	ImageRemove(ctx context.Context, name string, force bool) ([]image.DeleteResponse, error)
+	ImageRemove(ctx context.Context, name string, o store.RemoveOptions) ([]image.DeleteResponse, error)
 	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
 	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
 	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error

@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/image"
 
 	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/engine/store"
 )
 
 func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
@@ -65,7 +66,7 @@ func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
-	removed, err := s.engine.ImageRemove(r.Context(), r.PathValue("name"), boolParam(r, "force"))
+	removed, err := s.engine.ImageRemove(r.Context(), r.PathValue("name"), store.RemoveOptions{Force: boolParam(r, "force"), KeepParents: boolParam(r, "noprune")})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -80,6 +81,7 @@ type pulling struct {
 	o   PullOptions
 
 	digest   oci.Digest // of what ref names: an index or a manifest
+	index    *manifest  // what ref names, if that is an index
 	manifest *manifest  // nil if the image was here under that digest
 	id       oci.ImageID
 	diffs    []oci.DiffID
@@ -157,6 +159,9 @@ func (p *pulling) resolve(ctx context.Context) error {
 		return err
 	}
 	p.digest = m.digest
+	if m.isIndex() {
+		p.index = m
+	}
 	want := p.o.Platform
 	if want == (oci.Platform{}) {
 		want = p.o.Host
@@ -225,6 +230,9 @@ func (p *pulling) finish() error {
 	if err != nil {
 		had = ""
 	}
+	if err := p.keepManifests(); err != nil {
+		return err
+	}
 	byDigest := p.ref
 	byDigest.Tag, byDigest.Digest = "", p.digest
 	if err := st.Tag(p.id, byDigest); err != nil {
@@ -244,6 +252,19 @@ func (p *pulling) finish() error {
 	}
 	p.o.Progress(Progress{Status: "Digest: " + string(p.digest)})
 	p.o.Progress(Progress{Status: "Status: " + status + p.ref.Familiar()})
+	return nil
+}
+
+// keepManifests keeps the documents as they came, for a push.
+func (p *pulling) keepManifests() error {
+	for _, m := range []*manifest{p.manifest, p.index} {
+		if m == nil {
+			continue
+		}
+		if err := p.s.c.store.PutManifest(p.id, store.Manifest{Digest: m.digest, MediaType: m.MediaType, Raw: m.raw}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

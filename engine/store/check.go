@@ -216,6 +216,11 @@ func (c *checker) images(context.Context) error {
 				c.found(Problem{record: string(imagesBucket) + "/" + key}, "image %s: %v", key, err)
 			}
 		}
+		for key, v := range keys(t.manifests) {
+			if _, err := parseManifest(key, v); err != nil {
+				c.found(Problem{record: string(manifestsBucket) + "/" + key}, "manifest %s: %v", key, err)
+			}
+		}
 		for key, v := range keys(t.names) {
 			if t.images.Get(v) == nil {
 				c.found(Problem{record: string(namesBucket) + "/" + key}, "name %s: the image %s is missing", key, v)

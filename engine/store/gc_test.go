@@ -26,7 +26,7 @@ func TestGCTakesWhatNobodyNeeds(t *testing.T) {
 		release, err := s.Lease(leased.ChainID)
 		must(t, err)
 
-		_, err = s.Remove("drop", false, nobody)
+		_, err = s.Remove("drop", RemoveOptions{}, nobody)
 		must(t, err)
 		if n, err := s.GC(t.Context()); n != 0 || err != nil {
 			t.Errorf("GC = %d, %v while the layer is below a leased one; want nothing", n, err)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -132,8 +133,15 @@ func (s *Store) setDamageAside(d damage, inUse func(oci.ImageID) (string, bool))
 				gone = append(gone, id)
 			}
 		}
+		for key := range d.records {
+			if m, ok := strings.CutPrefix(key, string(manifestsBucket)+"/"); ok {
+				if err := t.manifests.Delete([]byte(m)); err != nil {
+					return err
+				}
+			}
+		}
 		return errors.Join(s.setAside(t, t.layers, string(layersBucket), present(t.layers.Get, d.layers)),
-			s.setAside(t, t.images, string(imagesBucket), images), s.setAside(t, t.names, string(namesBucket), names))
+			s.setImagesAside(t, images), s.setAside(t, t.names, string(namesBucket), names))
 	})
 	if err != nil {
 		return nil, err

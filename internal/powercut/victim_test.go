@@ -259,7 +259,7 @@ func (w *worker) remove(ctx context.Context) error {
 	name := w.have[i]
 	w.say("busy %s", name)
 	nobody := func(oci.ImageID) (string, bool) { return "", false }
-	if _, err := w.s.Remove(name, true, nobody); err != nil && !strings.Contains(err.Error(), "No such image") {
+	if _, err := w.s.Remove(name, store.RemoveOptions{Force: true}, nobody); err != nil && !strings.Contains(err.Error(), "No such image") {
 		return err
 	}
 	kept := w.have[:0]
