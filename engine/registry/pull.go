@@ -141,7 +141,7 @@ func (p *pulling) here(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	img, err := p.s.c.store.Image(id)
-	if err != nil || !slices.Contains(runs(p.o.Host), platformOf(img.Config)) {
+	if err != nil || !slices.Contains(p.o.Host.Runs(), platformOf(img.Config)) {
 		return false, nil
 	}
 	p.id, p.digest = id, byDigest.Digest
@@ -149,7 +149,7 @@ func (p *pulling) here(ctx context.Context) (bool, error) {
 }
 
 func platformOf(config dockerspec.DockerOCIImage) oci.Platform {
-	return canonical(oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant})
+	return oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}.Canonical()
 }
 
 // resolve finds the manifest.
@@ -217,7 +217,7 @@ func (p *pulling) checkPlatform(config dockerspec.DockerOCIImage) error {
 	if want == (oci.Platform{}) || p.digest != p.manifest.digest {
 		return nil
 	}
-	if slices.Contains(runs(want), platformOf(config)) {
+	if slices.Contains(want.Runs(), platformOf(config)) {
 		return nil
 	}
 	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", p.ref.Familiar(), want, platformOf(config))
