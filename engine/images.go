@@ -43,6 +43,15 @@ func (e *Engine) image(name string) (store.Image, error) {
 	return e.images.Image(id)
 }
 
+// matches refuses an image that is not for the platform, if one is given.
+func matches(img store.Image, name string, want oci.Platform) error {
+	is := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	if want == (oci.Platform{}) || slices.Contains(want.Runs(), is.Canonical()) {
+		return nil
+	}
+	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", name, want, is)
+}
+
 func familiar(refs []oci.Reference) []string {
 	out := make([]string, len(refs))
 	for i, r := range refs {
@@ -52,9 +61,13 @@ func familiar(refs []oci.Reference) []string {
 	return out
 }
 
-// ImageInspect finds an image by name, ID or unique ID prefix.
-func (e *Engine) ImageInspect(name string) (imagetypes.InspectResponse, error) {
+// ImageInspect finds an image by name, ID or unique ID prefix, and if a
+// platform is given only one for that.
+func (e *Engine) ImageInspect(name string, p oci.Platform) (imagetypes.InspectResponse, error) {
 	img, err := e.image(name)
+	if err == nil {
+		err = matches(img, name, p)
+	}
 	if err != nil {
 		return imagetypes.InspectResponse{}, err
 	}
@@ -77,8 +90,11 @@ func (e *Engine) ImageInspect(name string) (imagetypes.InspectResponse, error) {
 }
 
 // ImageHistory lists the steps that made an image, youngest first.
-func (e *Engine) ImageHistory(name string) ([]imagetypes.HistoryResponseItem, error) {
+func (e *Engine) ImageHistory(name string, p oci.Platform) ([]imagetypes.HistoryResponseItem, error) {
 	img, err := e.image(name)
+	if err == nil {
+		err = matches(img, name, p)
+	}
 	if err != nil {
 		return nil, err
 	}

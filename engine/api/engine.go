@@ -72,13 +72,13 @@ type execs interface {
 }
 
 type images interface {
-	ImageInspect(name string) (image.InspectResponse, error)
-	ImageHistory(name string) ([]image.HistoryResponseItem, error)
+	ImageInspect(name string, p oci.Platform) (image.InspectResponse, error)
+	ImageHistory(name string, p oci.Platform) ([]image.HistoryResponseItem, error)
 	ImageList(o engine.ImageListOptions) ([]image.Summary, error)
 	ImageTag(name, repo, tag string) error
 	ImageRemove(ctx context.Context, name string, o store.RemoveOptions) ([]image.DeleteResponse, error)
-	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
-	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
+	ImageLoad(ctx context.Context, r io.Reader, p oci.Platform, progress func(archive.Progress)) error
+	ImageSave(ctx context.Context, names []string, p oci.Platform) (func(io.Writer) error, error)
 	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error
 	ImagePush(ctx context.Context, name, tag string, o engine.PushOptions) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)

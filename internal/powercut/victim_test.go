@@ -198,7 +198,7 @@ func (w *worker) load(ctx context.Context, i int, name string) (oci.ImageID, err
 		tw.Write(f.b)
 	}
 	tw.Close()
-	return oci.ImageID(oci.FromBytes(config)), archive.Load(ctx, w.s, &buf, nil)
+	return oci.ImageID(oci.FromBytes(config)), archive.Load(ctx, w.s, &buf, archive.LoadOptions{})
 }
 
 // commit makes an image as a build step or docker commit does: of the changes
