@@ -132,22 +132,22 @@ func (t tables) liveLayers(leased []oci.ChainID) (map[oci.ChainID]bool, error) {
 }
 
 // removeLayerDir moves the directory to staging first, so that a layer with
-// the same ID can be added while this one is being deleted.
+// the same ID can be added while this one is being deleted. It needs no room
+// on the disk, which may be full.
 func (s *Store) removeLayerDir(id oci.ChainID) (int64, error) {
-	tmp, err := os.MkdirTemp(s.path("staging"), "gone-")
-	if err != nil {
-		return 0, err
-	}
 	s.mu.Lock()
+	s.clock++
+	tmp := s.path("staging", fmt.Sprintf("gone-%s-%d", id.Hex()[:12], s.clock))
 	_, again := s.added[id]
+	var err error
 	if !again {
-		err = os.Rename(s.layerPath(id), tmp+"/layer")
+		err = os.Rename(s.layerPath(id), tmp)
 	}
 	s.mu.Unlock()
 	if err != nil || again {
-		return 0, errors.Join(err, os.Remove(tmp))
+		return 0, err
 	}
-	freed, err := diskUse(tmp+"/layer", nil)
+	freed, err := diskUse(tmp, nil)
 	return freed, errors.Join(err, os.RemoveAll(tmp))
 }
 
