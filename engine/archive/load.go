@@ -58,7 +58,7 @@ func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) error
 			return fmt.Errorf("load: %w", err)
 		}
 	}
-	return nil
+	return s.Settle()
 }
 
 // wanted are the images for the platform that was asked for.

@@ -246,6 +246,11 @@ func (p *pulling) finish() error {
 	if err := p.learn(); err != nil {
 		return err
 	}
+	if p.fetched {
+		if err := st.Settle(); err != nil {
+			return err
+		}
+	}
 	status := "Image is up to date for "
 	if p.fetched || had != p.id {
 		status = "Downloaded newer image for "

@@ -51,6 +51,7 @@ type script struct {
 	Registry string
 	Without  []uintptr // system calls that do nothing: the syncs that are taken out
 	Full     bool      // the disk is too small: go on when there is no space left
+	Bulk     int       // load one image with so many files instead, and let it go
 }
 
 // A worker is a victim at work. It says what it does, a line each:
@@ -90,6 +91,9 @@ func victim(text string) error {
 	defer w.s.Close()
 	if w.c, err = registry.New(w.s, db, registry.Options{}); err != nil {
 		return err
+	}
+	if w.Bulk > 0 {
+		return w.bulk(context.Background())
 	}
 	for i := range w.Steps {
 		if err := w.step(context.Background(), i); err != nil {
@@ -158,6 +162,65 @@ func (w *worker) get(name string, f func() (oci.ImageID, error)) error {
 	w.have = append(w.have, name)
 	w.say("have %s %s", name, id)
 	return nil
+}
+
+// bulk adds an image like a distribution's, says how many blocks it has, and
+// waits before it lets the kernel write what it has not written yet.
+func (w *worker) bulk(ctx context.Context) error {
+	var size int64
+	layer := func(out io.Writer) error {
+		tw := tar.NewWriter(out)
+		for i := range w.Bulk {
+			body := content(w.Seed, i, bulkSize(i))
+			size += (int64(len(body)) + 4095) &^ 4095
+			if i%50 == 0 {
+				tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("%d/", i/50), Mode: 0o755})
+			}
+			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%d/%d", i/50, i), Mode: 0o644, Size: int64(len(body))}); err != nil {
+				return err
+			}
+			tw.Write(body)
+		}
+		return tw.Close()
+	}
+	w.say("begin")
+	l, err := w.s.AddPacked(ctx, "", layer)
+	if err != nil {
+		return err
+	}
+	config, _ := json.Marshal(map[string]any{"os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": []string{string(l.DiffID)}}})
+	id, err := w.s.PutImage(ctx, config, "")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(w.tag(id, "bulk"), w.s.Settle()); err != nil {
+		return err
+	}
+	w.say("size %d", size)
+	root, err := os.Open(w.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := unix.Syncfs(int(root.Fd())); err != nil {
+		return err
+	}
+	w.say("synced")
+	return nil
+}
+
+// bulkSize gives files the sizes that those of a Debian image have, more or
+// less: half under 4 kB, 28 kB in the mean, some of megabytes.
+func bulkSize(i int) int {
+	switch {
+	case i%400 == 399:
+		return 4 << 20
+	case i%20 == 19:
+		return 200 << 10
+	case i%2 == 1:
+		return 12 << 10
+	}
+	return 1 + i%4096
 }
 
 func (w *worker) pull(ctx context.Context, name string) (oci.ImageID, error) {
@@ -276,7 +339,7 @@ func (w *worker) remove(ctx context.Context) error {
 
 // content are bytes that no disk can compress, the same for the same numbers.
 func content(seed uint64, n, size int) []byte {
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(n), byte(n >> 8), byte(size)})
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(n), byte(n >> 8), byte(size), byte(size >> 8)})
 	b := make([]byte, size)
 	r.Read(b)
 	return b
