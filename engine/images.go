@@ -205,32 +205,20 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 	return out, nil
 }
 
-// setSharedSizes fills in how much of each image is in layers that it has in
-// common with others of the list.
+// setSharedSizes fills in how much of each image others of the list have, too.
 func (e *Engine) setSharedSizes(list []imagetypes.Summary, all []store.Image) error {
-	layers := map[oci.ImageID][]store.Layer{}
-	users := map[oci.ChainID]int{}
+	tops := map[oci.ImageID]oci.ChainID{}
 	for _, img := range all {
-		if !slices.ContainsFunc(list, func(s imagetypes.Summary) bool { return s.ID == string(img.ID) }) {
-			continue // a step of a build
-		}
-		for id := topLayer(img); id != ""; {
-			l, err := e.images.Layer(id)
-			if err != nil {
-				return err
-			}
-			layers[img.ID] = append(layers[img.ID], l)
-			users[l.ChainID]++
-			id = l.Parent
+		if slices.ContainsFunc(list, func(s imagetypes.Summary) bool { return s.ID == string(img.ID) }) { // not a step of a build
+			tops[img.ID] = topLayer(img)
 		}
 	}
+	shared, err := e.images.Shared(tops)
+	if err != nil {
+		return err
+	}
 	for i := range list {
-		list[i].SharedSize = 0
-		for _, l := range layers[oci.ImageID(list[i].ID)] {
-			if users[l.ChainID] > 1 {
-				list[i].SharedSize += l.Size
-			}
-		}
+		list[i].SharedSize = shared[oci.ImageID(list[i].ID)]
 	}
 	return nil
 }

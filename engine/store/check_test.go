@@ -142,7 +142,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 				if got := strings.Join(all, "\n"); !strings.Contains(got, tt.want) {
 					t.Errorf("Check finds %q, want %q in it", got, tt.want)
 				}
-				_, err = s.Repair(t.Context(), r, func(oci.ImageID) (string, bool) { return "", false })
+				_, err = s.Repair(t.Context(), r, nobody)
 				must(t, err)
 				sound(t, s)
 				if _, _, err := s.Resolve("base"); err != nil {
@@ -206,7 +206,7 @@ func TestRepairTakesADamagedObjectThatNoLayerHas(t *testing.T) {
 	if len(r.Problems) != 1 {
 		t.Errorf("Check finds %v, want the object", r.Problems)
 	}
-	_, err = s.Repair(t.Context(), r, func(oci.ImageID) (string, bool) { return "", false })
+	_, err = s.Repair(t.Context(), r, nobody)
 	must(t, err)
 	l = add(t, s, "", in)
 	var out bytes.Buffer

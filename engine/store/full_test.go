@@ -18,7 +18,6 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/powercut"
 	"github.com/minke-os/minke/internal/testenv"
-	"github.com/minke-os/minke/oci"
 )
 
 // disk is the root of a new file system of its own.
@@ -74,7 +73,6 @@ func TestAFullDiskRefusesLayersAndLetsThemGo(t *testing.T) {
 		s, err := Open(dir, db, Options{Links: like.links})
 		must(t, err)
 		defer s.Close()
-		nobody := func(oci.ImageID) (string, bool) { return "", false }
 		id := putImage(t, s, "keep", "", add(t, s, "", testenv.BusyboxTar(t)))
 		must(t, s.Tag(id, ref(t, "keep")))
 		for i := range 3 {

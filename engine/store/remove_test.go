@@ -90,7 +90,7 @@ func TestRemoveTakesUntaggedParentsAlong(t *testing.T) {
 	step := putImage(t, s, "step", base)
 	top := putImage(t, s, "top", step)
 	must(t, s.Tag(top, ref(t, "app")))
-	got, err := s.Remove("app", RemoveOptions{}, func(oci.ImageID) (string, bool) { return "", false })
+	got, err := s.Remove("app", RemoveOptions{}, nobody)
 	want := []Removed{{Untagged: "app:latest"}, {Deleted: string(top)}, {Deleted: string(step)}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Remove(app) = %v, %v; want %v", got, err, want)
@@ -103,7 +103,7 @@ func TestRemoveCanKeepUntaggedParents(t *testing.T) {
 	step := putImage(t, s, "step", "")
 	top := putImage(t, s, "top", step)
 	must(t, s.Tag(top, ref(t, "app")))
-	got, err := s.Remove("app", RemoveOptions{KeepParents: true}, func(oci.ImageID) (string, bool) { return "", false })
+	got, err := s.Remove("app", RemoveOptions{KeepParents: true}, nobody)
 	want := []Removed{{Untagged: "app:latest"}, {Deleted: string(top)}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Remove(app) = %v, %v; want %v", got, err, want)
@@ -124,7 +124,7 @@ func TestManifestsGoWithTheirImage(t *testing.T) {
 	if got, err := s.ImageOf(m.Digest); err != nil || got != id {
 		t.Errorf("ImageOf = %s, %v; want %s", got, err, id)
 	}
-	_, err := s.Remove("app", RemoveOptions{}, func(oci.ImageID) (string, bool) { return "", false })
+	_, err := s.Remove("app", RemoveOptions{}, nobody)
 	must(t, err)
 	if got, err := s.ImageOf(m.Digest); !errdef.Is(err, errdef.NotFound) {
 		t.Errorf("ImageOf a manifest of a removed image = %s, %v", got, err)
