@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race bench fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-powercut bench fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -27,6 +27,10 @@ test: ## everything but what takes minutes
 test-race:
 	scripts/deps test
 	go test -race -short -timeout 20m ./...
+
+test-powercut: ## a thousand power cuts of the image store, and other file systems; minutes
+	scripts/deps powercut
+	MINKE_POWERCUT=1 go test -count 1 -timeout 30m -v ./internal/powercut
 
 bench: build ## beside docker and podman where they are installed
 	go run ./bench

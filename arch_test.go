@@ -68,6 +68,11 @@ var rules = []struct {
 		never:    []string{module + "cmd/..."},
 		why:      "cmd is wiring; nobody imports it",
 	},
+	{
+		packages: []string{"..."},
+		never:    []string{module + "internal/powercut"},
+		why:      "the recording disk, and with it a FUSE library, is for tests; no program links it",
+	},
 }
 
 type listed struct {

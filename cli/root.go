@@ -87,7 +87,7 @@ func minkeRoot(root *cobra.Command, s *connect.Session, version string) {
 		{"app", "The application:", app.Commands(s)},
 		{"container", "Containers:", container.Commands(s)},
 		{"image", "Images:", image.Commands(s)},
-		{"system", "Engine:", system.Commands(s, version)},
+		{"system", "Engine:", append(system.Commands(s, version), system.StoreCommand(s))},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, c := range g.commands {

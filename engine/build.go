@@ -153,25 +153,28 @@ func changed(c *container.Config, lines []string) (*container.Config, error) {
 	return containerConfig(after), nil
 }
 
-// ImageLoad adds the images of an archive.
-func (e *Engine) ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error {
-	return archive.Load(ctx, e.images, r, func(p archive.Progress) {
+// ImageLoad adds the images of an archive, or those for a platform.
+func (e *Engine) ImageLoad(ctx context.Context, r io.Reader, p oci.Platform, progress func(archive.Progress)) error {
+	return archive.Load(ctx, e.images, r, archive.LoadOptions{Platform: p, Progress: func(p archive.Progress) {
 		if p.Loaded != "" {
 			e.publishImage(events.ActionLoad, string(p.ImageID), p.Loaded)
 		}
 		progress(p)
-	})
+	}})
 }
 
-// ImageSave checks that all images are here and returns a function that writes
-// them as one archive.
-func (e *Engine) ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error) {
+// ImageSave checks that all images are here, and for the platform if one is
+// given, and returns a function that writes them as one archive.
+func (e *Engine) ImageSave(ctx context.Context, names []string, p oci.Platform) (func(io.Writer) error, error) {
 	if len(names) == 0 {
 		return nil, errdef.Invalid.Errorf("name an image to save")
 	}
 	for _, name := range names {
 		img, err := e.image(name)
 		if err != nil {
+			return nil, err
+		}
+		if err := matches(img, name, p); err != nil {
 			return nil, err
 		}
 		e.publishImage(events.ActionSave, string(img.ID), name)

@@ -43,6 +43,15 @@ func (e *Engine) image(name string) (store.Image, error) {
 	return e.images.Image(id)
 }
 
+// matches refuses an image that is not for the platform, if one is given.
+func matches(img store.Image, name string, want oci.Platform) error {
+	is := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	if want == (oci.Platform{}) || slices.Contains(want.Runs(), is.Canonical()) {
+		return nil
+	}
+	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", name, want, is)
+}
+
 func familiar(refs []oci.Reference) []string {
 	out := make([]string, len(refs))
 	for i, r := range refs {
@@ -52,9 +61,13 @@ func familiar(refs []oci.Reference) []string {
 	return out
 }
 
-// ImageInspect finds an image by name, ID or unique ID prefix.
-func (e *Engine) ImageInspect(name string) (imagetypes.InspectResponse, error) {
+// ImageInspect finds an image by name, ID or unique ID prefix, and if a
+// platform is given only one for that.
+func (e *Engine) ImageInspect(name string, p oci.Platform) (imagetypes.InspectResponse, error) {
 	img, err := e.image(name)
+	if err == nil {
+		err = matches(img, name, p)
+	}
 	if err != nil {
 		return imagetypes.InspectResponse{}, err
 	}
@@ -77,8 +90,11 @@ func (e *Engine) ImageInspect(name string) (imagetypes.InspectResponse, error) {
 }
 
 // ImageHistory lists the steps that made an image, youngest first.
-func (e *Engine) ImageHistory(name string) ([]imagetypes.HistoryResponseItem, error) {
+func (e *Engine) ImageHistory(name string, p oci.Platform) ([]imagetypes.HistoryResponseItem, error) {
 	img, err := e.image(name)
+	if err == nil {
+		err = matches(img, name, p)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -189,32 +205,20 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 	return out, nil
 }
 
-// setSharedSizes fills in how much of each image is in layers that it has in
-// common with others of the list.
+// setSharedSizes fills in how much of each image others of the list have, too.
 func (e *Engine) setSharedSizes(list []imagetypes.Summary, all []store.Image) error {
-	layers := map[oci.ImageID][]store.Layer{}
-	users := map[oci.ChainID]int{}
+	tops := map[oci.ImageID]oci.ChainID{}
 	for _, img := range all {
-		if !slices.ContainsFunc(list, func(s imagetypes.Summary) bool { return s.ID == string(img.ID) }) {
-			continue // a step of a build
-		}
-		for id := topLayer(img); id != ""; {
-			l, err := e.images.Layer(id)
-			if err != nil {
-				return err
-			}
-			layers[img.ID] = append(layers[img.ID], l)
-			users[l.ChainID]++
-			id = l.Parent
+		if slices.ContainsFunc(list, func(s imagetypes.Summary) bool { return s.ID == string(img.ID) }) { // not a step of a build
+			tops[img.ID] = topLayer(img)
 		}
 	}
+	shared, err := e.images.Shared(tops)
+	if err != nil {
+		return err
+	}
 	for i := range list {
-		list[i].SharedSize = 0
-		for _, l := range layers[oci.ImageID(list[i].ID)] {
-			if users[l.ChainID] > 1 {
-				list[i].SharedSize += l.Size
-			}
-		}
+		list[i].SharedSize = shared[oci.ImageID(list[i].ID)]
 	}
 	return nil
 }
@@ -275,12 +279,12 @@ func (e *Engine) ImageTag(name, repo, tag string) error {
 }
 
 // ImageRemove takes away a name, and the image with its last one.
-func (e *Engine) ImageRemove(ctx context.Context, name string, force bool) ([]imagetypes.DeleteResponse, error) {
+func (e *Engine) ImageRemove(ctx context.Context, name string, o store.RemoveOptions) ([]imagetypes.DeleteResponse, error) {
 	id, _, err := e.images.Resolve(name)
 	if err != nil {
 		return nil, err
 	}
-	removed, err := e.images.Remove(name, force, e.imageUser)
+	removed, err := e.images.Remove(name, o, e.imageUser)
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +344,7 @@ func (e *Engine) ImagePrune(ctx context.Context, f Filters) (deleted []imagetype
 			if !wanted(img) {
 				continue
 			}
-			removed, err := e.ImageRemove(ctx, string(img.ID), true)
+			removed, err := e.ImageRemove(ctx, string(img.ID), store.RemoveOptions{Force: true})
 			if err != nil && !errdef.Is(err, errdef.NotFound) && !errdef.Is(err, errdef.Conflict) {
 				return deleted, 0, err
 			}

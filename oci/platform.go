@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -60,4 +61,47 @@ func (p Platform) String() string {
 		s += "/" + p.Variant
 	}
 	return s
+}
+
+// Runs lists what a platform can run, best first.
+func (p Platform) Runs() []Platform {
+	p = p.Canonical()
+	out := []Platform{p}
+	add := func(arch string, variants ...string) {
+		for _, v := range variants {
+			out = append(out, Platform{OS: p.OS, Architecture: arch, Variant: v})
+		}
+	}
+	switch p.Architecture {
+	case "amd64":
+		if p.Variant != "" { // v2 runs what needs less
+			add("amd64", "")
+		}
+		add("386", "")
+	case "arm64":
+		if p.Variant != "" {
+			add("arm64", "")
+		}
+		add("arm", "v8", "v7", "v6", "v5")
+	case "arm":
+		newestFirst := []string{"v8", "v7", "v6", "v5"}
+		if i := slices.Index(newestFirst, p.Variant); i >= 0 {
+			add("arm", newestFirst[i+1:]...)
+		}
+	}
+	return out
+}
+
+// Canonical drops the variants that go without saying and adds the one that
+// does not, so that platforms can be compared.
+func (p Platform) Canonical() Platform {
+	switch {
+	case p.Architecture == "arm64" && p.Variant == "v8", p.Architecture == "amd64" && p.Variant == "v1":
+		p.Variant = ""
+	case p.Architecture == "arm" && p.Variant == "":
+		p.Variant = "v7"
+	case p.Architecture == "arm" && !strings.HasPrefix(p.Variant, "v"):
+		p.Variant = "v" + p.Variant
+	}
+	return p
 }

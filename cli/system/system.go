@@ -1,5 +1,5 @@
-// Package system has the docker-style commands about the engine itself and
-// about any object: version, info, inspect.
+// Package system has the commands about the engine itself and about any
+// object: version, info, inspect as docker has them, and store, which it does not.
 package system
 
 import (

@@ -78,9 +78,13 @@ func (w streamWriter) Write(p []byte) (int, error) {
 }
 
 func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
+	platform, err := platformOf(r)
+	if err != nil {
+		return err
+	}
 	out := &messages{w: w}
 	quiet := boolParam(r, "quiet")
-	err := s.engine.ImageLoad(r.Context(), r.Body, func(p archive.Progress) {
+	err = s.engine.ImageLoad(r.Context(), r.Body, platform, func(p archive.Progress) {
 		switch {
 		case p.Loaded != "" && strings.HasPrefix(p.Loaded, oci.Prefix):
 			out.stream("Loaded image ID: " + p.Loaded + "\n")
@@ -100,7 +104,11 @@ func (s *Server) imageSave(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) save(w http.ResponseWriter, r *http.Request, names []string) error {
-	write, err := s.engine.ImageSave(r.Context(), names)
+	platform, err := platformOf(r)
+	if err != nil {
+		return err
+	}
+	write, err := s.engine.ImageSave(r.Context(), names, platform)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/engine/registry"
+	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -30,6 +31,7 @@ type Engine interface {
 	Info() (system.Info, error)
 	Version() system.VersionResponse
 	DiskUsage(context.Context) (engine.Usage, error)
+	StoreCheck(ctx context.Context, repair bool) (store.Report, store.Repaired, error)
 	Events() (past []events.Message, next <-chan events.Message, stop func())
 }
 
@@ -70,13 +72,13 @@ type execs interface {
 }
 
 type images interface {
-	ImageInspect(name string) (image.InspectResponse, error)
-	ImageHistory(name string) ([]image.HistoryResponseItem, error)
+	ImageInspect(name string, p oci.Platform) (image.InspectResponse, error)
+	ImageHistory(name string, p oci.Platform) ([]image.HistoryResponseItem, error)
 	ImageList(o engine.ImageListOptions) ([]image.Summary, error)
 	ImageTag(name, repo, tag string) error
-	ImageRemove(ctx context.Context, name string, force bool) ([]image.DeleteResponse, error)
-	ImageLoad(ctx context.Context, r io.Reader, progress func(archive.Progress)) error
-	ImageSave(ctx context.Context, names []string) (func(io.Writer) error, error)
+	ImageRemove(ctx context.Context, name string, o store.RemoveOptions) ([]image.DeleteResponse, error)
+	ImageLoad(ctx context.Context, r io.Reader, p oci.Platform, progress func(archive.Progress)) error
+	ImageSave(ctx context.Context, names []string, p oci.Platform) (func(io.Writer) error, error)
 	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error
 	ImagePush(ctx context.Context, name, tag string, o engine.PushOptions) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)

@@ -1,12 +1,17 @@
 package api
 
 import (
+	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 
 	"github.com/moby/moby/api/types/image"
 
 	"github.com/minke-os/minke/engine"
+	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 )
 
 func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
@@ -27,15 +32,19 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 // imageGet tells GET /images/{name}/{json,history,get} apart.
 func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 	path := r.PathValue("name")
+	p, err := platformOf(r)
+	if err != nil {
+		return err
+	}
 	if name, ok := strings.CutSuffix(path, "/json"); ok {
-		i, err := s.engine.ImageInspect(name)
+		i, err := s.engine.ImageInspect(name, p)
 		if err != nil {
 			return err
 		}
 		return writeJSON(w, http.StatusOK, withVirtualSize(i))
 	}
 	if name, ok := strings.CutSuffix(path, "/history"); ok {
-		h, err := s.engine.ImageHistory(name)
+		h, err := s.engine.ImageHistory(name, p)
 		if err != nil {
 			return err
 		}
@@ -45,6 +54,26 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		return s.save(w, r, []string{name})
 	}
 	return notFound(w, r)
+}
+
+// platformOf reads the platform by which images are chosen since API 1.48: a
+// JSON object of the OCI's, which some clients give as text.
+func platformOf(r *http.Request) (p oci.Platform, err error) {
+	text := r.URL.Query().Get("platform")
+	switch {
+	case text == "":
+		return p, nil
+	case strings.HasPrefix(text, "{"):
+		if err = json.Unmarshal([]byte(text), &p); err == nil && (p.OS == "" || p.Architecture == "") {
+			err = errors.New("os or architecture is missing")
+		}
+	default:
+		p, err = oci.ParsePlatform(text)
+	}
+	if err != nil {
+		return p, errdef.Invalid.Errorf("platform %q: %w", text, err)
+	}
+	return p, nil
 }
 
 // imagePost tells POST /images/{name}/{tag,push} apart.
@@ -65,7 +94,7 @@ func (s *Server) imagePost(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
-	removed, err := s.engine.ImageRemove(r.Context(), r.PathValue("name"), boolParam(r, "force"))
+	removed, err := s.engine.ImageRemove(r.Context(), r.PathValue("name"), store.RemoveOptions{Force: boolParam(r, "force"), KeepParents: boolParam(r, "noprune")})
 	if err != nil {
 		return err
 	}

@@ -72,6 +72,8 @@ func (s *Server) routes() {
 	s.handle("GET /volumes/{name}", s.volumeInspect)
 	s.handle("DELETE /volumes/{name}", s.volumeRemove)
 
+	s.handle("POST /minke/store/check", s.storeCheck) // ours
+
 	// What a daemon without swarm and plugins answers.
 	noSwarm := refused("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
 	for _, path := range []string{"swarm", "nodes", "services", "tasks", "secrets", "configs"} {

@@ -143,11 +143,11 @@ func TestLoadReadsWhatToolsWrite(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := open(t)
 			var loaded []string
-			err := Load(t.Context(), s, strings.NewReader(tt.archive), func(p Progress) {
+			err := Load(t.Context(), s, strings.NewReader(tt.archive), LoadOptions{Progress: func(p Progress) {
 				if p.Loaded != "" {
 					loaded = append(loaded, p.Loaded)
 				}
-			})
+			}})
 			must(t, err)
 			if !slices.Equal(loaded, []string{"app:1"}) {
 				t.Errorf("loaded %q, want app:1", loaded)
@@ -199,11 +199,11 @@ func TestLoadOfSaveGivesTheSameImages(t *testing.T) {
 	must(t, Save(t.Context(), a, &archive, []string{"app:1", "host:5000/x/app:2", base.Short()}))
 	saved := archive.String()
 	var loaded []string
-	must(t, Load(t.Context(), b, &archive, func(p Progress) {
+	must(t, Load(t.Context(), b, &archive, LoadOptions{Progress: func(p Progress) {
 		if p.Loaded != "" {
 			loaded = append(loaded, p.Loaded)
 		}
-	}))
+	}}))
 	if want := []string{"app:1", "host:5000/x/app:2", string(base)}; !slices.Equal(loaded, want) {
 		t.Errorf("loaded %q, want %q", loaded, want)
 	}
@@ -222,6 +222,45 @@ func TestLoadOfSaveGivesTheSameImages(t *testing.T) {
 	}
 }
 
+func TestLoadTakesThePlatformThatIsAskedFor(t *testing.T) {
+	b := bottom(t)
+	arm := strings.Replace(configOf(t, b), "amd64", "arm64", 1)
+	both := pack(t, member{"manifest.json", strings.TrimSuffix(manifestJSON(t, "amd", []string{"amd:1"}, "l"), "]") + "," + strings.TrimPrefix(manifestJSON(t, "arm", []string{"arm:1"}, "l"), "["), ""},
+		member{"amd", configOf(t, b), ""}, member{"arm", arm, ""}, member{"l", b, ""})
+	s := open(t)
+	must(t, Load(t.Context(), s, strings.NewReader(both), LoadOptions{Platform: oci.Platform{OS: "linux", Architecture: "arm64"}}))
+	if _, _, err := s.Resolve("arm:1"); err != nil {
+		t.Errorf("arm:1: %v, want it loaded", err)
+	}
+	if id, _, err := s.Resolve("amd:1"); err == nil {
+		t.Errorf("amd:1 is %s, want it left out", id)
+	}
+	err := Load(t.Context(), s, strings.NewReader(both), LoadOptions{Platform: oci.Platform{OS: "linux", Architecture: "riscv64"}})
+	if !errdef.Is(err, errdef.NotFound) {
+		t.Errorf("Load of a platform that is not there = %v, want not found", err)
+	}
+}
+
+func TestManifestsThatFitAreSavedAgain(t *testing.T) {
+	b := bottom(t)
+	config := configOf(t, b)
+	manifest := ` {"schemaVersion":2, "annotations":{"odd":"spacing"}, "config":{"digest":"` + digestOf(config) + `","size":1},"layers":[{"digest":"` + digestOf(b) + `"}]}`
+	s := open(t)
+	must(t, Load(t.Context(), s, strings.NewReader(pack(t, member{blobName(b), b, ""}, member{blobName(config), config, ""}, member{blobName(manifest), manifest, ""},
+		member{"index.json", `{"manifests":[{"digest":"` + digestOf(manifest) + `","annotations":{"io.containerd.image.name":"app:1"}}]}`, ""})), LoadOptions{}))
+	var out bytes.Buffer
+	must(t, Save(t.Context(), s, &out, []string{"app:1"}))
+	for tr := tar.NewReader(&out); ; {
+		h, err := tr.Next()
+		if err != nil {
+			t.Fatalf("the archive has no %s: %v", blobName(manifest), err)
+		}
+		if h.Name == blobName(manifest) {
+			return
+		}
+	}
+}
+
 func TestLoadRefusesWhatDoesNotFit(t *testing.T) {
 	b := bottom(t)
 	tests := []struct {
@@ -236,11 +275,12 @@ func TestLoadRefusesWhatDoesNotFit(t *testing.T) {
 		{"another-layer", pack(t, member{"manifest.json", manifestJSON(t, "c", nil, "l"), ""}, member{"c", configOf(t, "other"), ""}, member{"l", b, ""}), "layer l has diff ID"},
 		{"too-few-layers", pack(t, member{"manifest.json", manifestJSON(t, "c", nil), ""}, member{"c", configOf(t, b), ""}), "the manifest 0"},
 		{"endless-indexes", pack(t, member{"index.json", `{"manifests":[{"digest":"sha256:x"}]}`, ""}, member{"blobs/sha256/x", `{"manifests":[{"digest":"sha256:x"}]}`, ""}), "indexes in indexes"},
+		{"damaged-configuration", pack(t, member{"index.json", "{}", ""}, member{blobName("{}"), "{ }", ""}), "the archive is damaged"},
 		{"bad-name", pack(t, member{"manifest.json", manifestJSON(t, "c", []string{"UPPER:x y"}, "l"), ""}, member{"c", configOf(t, b), ""}, member{"l", b, ""}), "UPPER"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := Load(t.Context(), open(t), strings.NewReader(tt.archive), nil)
+			err := Load(t.Context(), open(t), strings.NewReader(tt.archive), LoadOptions{})
 			if !errdef.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("Load = %v; want it invalid: %s", err, tt.says)
 			}

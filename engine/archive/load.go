@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -23,17 +24,24 @@ const (
 	maxDocuments = 64 << 20 // bytes of all
 )
 
-// Load adds the images of an archive to the store. progress may be nil.
-func Load(ctx context.Context, s *store.Store, r io.Reader, progress func(Progress)) error {
-	if progress == nil {
-		progress = func(Progress) {}
+// LoadOptions say what to load. The zero value loads all images and, of those
+// that are there for several platforms, the one for this host.
+type LoadOptions struct {
+	Platform oci.Platform   // load only images for it
+	Progress func(Progress) // may be nil
+}
+
+// Load adds the images of an archive to the store.
+func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) error {
+	if o.Progress == nil {
+		o.Progress = func(Progress) {}
 	}
 	release, err := s.Lease("")
 	if err != nil {
 		return err
 	}
 	defer release()
-	l := &loading{ctx: ctx, s: s, progress: progress,
+	l := &loading{ctx: ctx, s: s, progress: o.Progress, platform: o.Platform,
 		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{}}
 	if err := l.read(r); err != nil {
 		return fmt.Errorf("load: %w", err)
@@ -42,12 +50,33 @@ func Load(ctx context.Context, s *store.Store, r io.Reader, progress func(Progre
 	if err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
+	if images, err = l.wanted(images); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
 	for _, img := range images {
 		if err := l.finish(img); err != nil {
 			return fmt.Errorf("load: %w", err)
 		}
 	}
-	return nil
+	return s.Settle()
+}
+
+// wanted are the images for the platform that was asked for.
+func (l *loading) wanted(images []image) ([]image, error) {
+	if l.platform == (oci.Platform{}) {
+		return images, nil
+	}
+	var out []image
+	for _, img := range images {
+		var p oci.Platform
+		if json.Unmarshal(l.docs[img.config], &p) == nil && slices.Contains(l.platform.Runs(), p.Canonical()) {
+			out = append(out, img)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errdef.NotFound.Errorf("the archive has no image for the platform %s", l.platform)
+	}
+	return out, nil
 }
 
 // A loading is what has been seen of an archive. Names are clean paths.
@@ -55,6 +84,7 @@ type loading struct {
 	ctx      context.Context
 	s        *store.Store
 	progress func(Progress)
+	platform oci.Platform // wanted; empty for the host's
 
 	docs   map[string][]byte     // JSON files
 	layers map[string]oci.DiffID // tars, by now in the store
@@ -156,6 +186,9 @@ func (l *loading) document(name string, r io.Reader) error {
 	if l.size += len(b); len(b) > maxDocument || l.size > maxDocuments {
 		return errdef.Invalid.Errorf("JSON of more than %d bytes, or %d in all", maxDocument, maxDocuments)
 	}
+	if want, ok := named(name); ok && oci.FromBytes(b) != oci.Digest(want) {
+		return errdef.Invalid.Errorf("its bytes have the digest %s: the archive is damaged", oci.FromBytes(b))
+	}
 	l.docs[name] = b
 	return nil
 }
@@ -256,7 +289,7 @@ func (l *loading) described(d v1.Descriptor, depth int) (*image, error) {
 		return nil, errdef.Invalid.Errorf("%s: %w", blob(d), err)
 	}
 	if len(m.Manifests) > 0 {
-		inner, ok := ours(m.Manifests)
+		inner, ok := l.ours(m.Manifests)
 		if !ok {
 			return nil, nil
 		}
@@ -276,14 +309,21 @@ func blob(d v1.Descriptor) string {
 	return "blobs/" + strings.Replace(string(d.Digest), ":", "/", 1)
 }
 
-// ours picks the manifest for this host, else the first.
-func ours(all []v1.Descriptor) (v1.Descriptor, bool) {
-	for _, d := range all {
-		if p := d.Platform; p != nil && p.OS == oci.Host().OS && p.Architecture == oci.Host().Architecture {
-			return d, true
+// ours picks the manifest for the platform that is wanted or, if none was asked
+// for, the first when there is none for this host.
+func (l *loading) ours(all []v1.Descriptor) (v1.Descriptor, bool) {
+	want := l.platform
+	if want == (oci.Platform{}) {
+		want = oci.Host()
+	}
+	for _, p := range want.Runs() {
+		for _, d := range all {
+			if d.Platform != nil && (oci.Platform{OS: d.Platform.OS, Architecture: d.Platform.Architecture, Variant: d.Platform.Variant}).Canonical() == p {
+				return d, true
+			}
 		}
 	}
-	if len(all) == 0 {
+	if len(all) == 0 || l.platform != (oci.Platform{}) {
 		return v1.Descriptor{}, false
 	}
 	return all[0], true
@@ -342,7 +382,33 @@ func (l *loading) finish(img image) error {
 	if err != nil {
 		return err
 	}
+	if err := l.keepManifests(id, diffs); err != nil {
+		return err
+	}
 	return l.name(id, img.tags)
+}
+
+// keepManifests keeps those of the image that have its layers as they are, not
+// compressed: a save can write them again.
+func (l *loading) keepManifests(id oci.ImageID, diffs []oci.DiffID) error {
+	for _, b := range l.docs {
+		var m v1.Manifest
+		if json.Unmarshal(b, &m) != nil || !describes(m, id, diffs) {
+			continue
+		}
+		if err := l.s.PutManifest(id, store.Manifest{Digest: oci.FromBytes(b), MediaType: m.MediaType, Raw: b}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// describes reports whether a manifest is an image's with its layers not
+// compressed.
+func describes(m v1.Manifest, id oci.ImageID, diffs []oci.DiffID) bool {
+	return string(m.Config.Digest) == string(id) && slices.EqualFunc(m.Layers, diffs, func(l v1.Descriptor, d oci.DiffID) bool {
+		return string(l.Digest) == string(d)
+	})
 }
 
 // holds checks that a layer of the archive is what the configuration says. An

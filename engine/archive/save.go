@@ -104,7 +104,7 @@ func (sv *saving) image(id oci.ImageID) (*saved, error) {
 	for _, d := range m.Layers {
 		out.Layers = append(out.Layers, blob(d))
 	}
-	raw, err := json.Marshal(m)
+	raw, err := sv.manifest(id, m)
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +117,25 @@ func (sv *saving) image(id oci.ImageID) (*saved, error) {
 	out.desc.Platform = &v1.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
 	sv.images = append(sv.images, out)
 	return out, nil
+}
+
+// manifest is the one by which the image came, if it can be used again, else m.
+func (sv *saving) manifest(id oci.ImageID, m v1.Manifest) ([]byte, error) {
+	kept, err := sv.s.Manifests(id)
+	if err != nil {
+		return nil, err
+	}
+	var diffs []oci.DiffID
+	for _, l := range m.Layers {
+		diffs = append(diffs, oci.DiffID(l.Digest))
+	}
+	for _, k := range kept {
+		var old v1.Manifest
+		if json.Unmarshal(k.Raw, &old) == nil && describes(old, id, diffs) {
+			return k.Raw, nil
+		}
+	}
+	return json.Marshal(m)
 }
 
 // stack plans an image's layers and keeps them until the archive is written.

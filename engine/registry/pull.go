@@ -8,6 +8,7 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -80,6 +81,7 @@ type pulling struct {
 	o   PullOptions
 
 	digest   oci.Digest // of what ref names: an index or a manifest
+	index    *manifest  // what ref names, if that is an index
 	manifest *manifest  // nil if the image was here under that digest
 	id       oci.ImageID
 	diffs    []oci.DiffID
@@ -139,7 +141,7 @@ func (p *pulling) here(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	img, err := p.s.c.store.Image(id)
-	if err != nil || !slices.Contains(runs(p.o.Host), platformOf(img.Config)) {
+	if err != nil || !slices.Contains(p.o.Host.Runs(), platformOf(img.Config)) {
 		return false, nil
 	}
 	p.id, p.digest = id, byDigest.Digest
@@ -147,7 +149,7 @@ func (p *pulling) here(ctx context.Context) (bool, error) {
 }
 
 func platformOf(config dockerspec.DockerOCIImage) oci.Platform {
-	return canonical(oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant})
+	return oci.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}.Canonical()
 }
 
 // resolve finds the manifest.
@@ -157,6 +159,9 @@ func (p *pulling) resolve(ctx context.Context) error {
 		return err
 	}
 	p.digest = m.digest
+	if m.isIndex() {
+		p.index = m
+	}
 	want := p.o.Platform
 	if want == (oci.Platform{}) {
 		want = p.o.Host
@@ -212,7 +217,7 @@ func (p *pulling) checkPlatform(config dockerspec.DockerOCIImage) error {
 	if want == (oci.Platform{}) || p.digest != p.manifest.digest {
 		return nil
 	}
-	if slices.Contains(runs(want), platformOf(config)) {
+	if slices.Contains(want.Runs(), platformOf(config)) {
 		return nil
 	}
 	return errdef.NotFound.Errorf("image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", p.ref.Familiar(), want, platformOf(config))
@@ -224,6 +229,9 @@ func (p *pulling) finish() error {
 	had, _, err := st.Resolve(p.ref.String())
 	if err != nil {
 		had = ""
+	}
+	if err := p.keepManifests(); err != nil {
+		return err
 	}
 	byDigest := p.ref
 	byDigest.Tag, byDigest.Digest = "", p.digest
@@ -238,12 +246,30 @@ func (p *pulling) finish() error {
 	if err := p.learn(); err != nil {
 		return err
 	}
+	if p.fetched {
+		if err := st.Settle(); err != nil {
+			return err
+		}
+	}
 	status := "Image is up to date for "
 	if p.fetched || had != p.id {
 		status = "Downloaded newer image for "
 	}
 	p.o.Progress(Progress{Status: "Digest: " + string(p.digest)})
 	p.o.Progress(Progress{Status: "Status: " + status + p.ref.Familiar()})
+	return nil
+}
+
+// keepManifests keeps the documents as they came, for a push.
+func (p *pulling) keepManifests() error {
+	for _, m := range []*manifest{p.manifest, p.index} {
+		if m == nil {
+			continue
+		}
+		if err := p.s.c.store.PutManifest(p.id, store.Manifest{Digest: m.digest, MediaType: m.MediaType, Raw: m.raw}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

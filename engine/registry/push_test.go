@@ -205,3 +205,63 @@ func TestMemoryKeepsTheLatestAndForgetsWhatIsGone(t *testing.T) {
 		t.Errorf("known of a layer that is gone = %v, want nothing", got)
 	}
 }
+
+func TestPulledImagesGoBackUnderTheirDigest(t *testing.T) {
+	f := newFake(t)
+	c, name, _ := pulled(t, f)
+	want := oci.FromBytes(f.manifests["x/1"].raw)
+	for _, to := range []string{name, f.host() + "/beside:2"} {
+		done, err := c.Push(t.Context(), retag(t, c, name, to), PushOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := f.manifests[strings.Replace(strings.TrimPrefix(to, f.host()+"/"), ":", "/", 1)]; done.Digest != want || oci.FromBytes(got.raw) != want || got.mediaType != ociManifest {
+			t.Errorf("pushed to %s it is %s, a %s; it came as %s", to, done.Digest, got.mediaType, want)
+		}
+	}
+	// Elsewhere its layers must be compressed anew, and the manifest says so.
+	other := newFake(t)
+	there := retag(t, c, name, other.host()+"/x:1")
+	done, err := c.Push(t.Context(), there, PushOptions{})
+	if err != nil || done.Digest == want {
+		t.Errorf("pushed to another registry it is %s, %v; its layers cannot be the same", done.Digest, err)
+	}
+	if again, err := c.Push(t.Context(), there, PushOptions{}); err != nil || again != done {
+		t.Errorf("pushed there again it is %v, %v; want %v", again, err, done)
+	}
+}
+
+func TestAnIndexGoesBackWhenAllOfItIsHere(t *testing.T) {
+	f := newFake(t)
+	arm := oci.Platform{OS: "linux", Architecture: "arm64"}
+	shared := tarOf(t, "shared", 50_000)
+	members := []descriptor{
+		f.imageFor(t, "x", "", linuxAMD, shared, tarOf(t, "amd", 50_000)),
+		f.imageFor(t, "x", "", arm, shared, tarOf(t, "arm", 50_000)),
+	}
+	f.putDocument(t, "x", "1", map[string]any{"schemaVersion": 2, "mediaType": ociIndex, "manifests": members})
+	index := oci.FromBytes(f.manifests["x/1"].raw)
+	name := f.host() + "/x:1"
+	c := client(t, Options{})
+	pull := func(p oci.Platform) {
+		t.Helper()
+		if _, err := c.Pull(t.Context(), ref(t, name), PullOptions{Platform: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull(linuxAMD)
+	done, err := c.Push(t.Context(), retag(t, c, name, f.host()+"/one:1"), PushOptions{})
+	if err != nil || done.Digest != members[0].Digest {
+		t.Errorf("with one image of the index here the push is %s, %v; want that image's %s", done.Digest, err, members[0].Digest)
+	}
+	pull(arm)
+	done, err = c.Push(t.Context(), retag(t, c, name, f.host()+"/all:1"), PushOptions{})
+	if err != nil || done.Digest != index {
+		t.Errorf("with all of the index here the push is %s, %v; want the index %s", done.Digest, err, index)
+	}
+	for _, d := range members {
+		if got := f.manifests["all/"+string(d.Digest)]; oci.FromBytes(got.raw) != d.Digest {
+			t.Errorf("the registry has not got %s of the index", d.Digest)
+		}
+	}
+}

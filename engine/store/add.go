@@ -59,7 +59,10 @@ type adding struct {
 	in     *recorder
 	diff   *sideHash // of the tar; nil when finished
 	size   int64     // of all content
-	limit  int64     // bytes still allowed
+	most   int64     // bytes allowed
+	limit  int64     // of them, still left
+	count  int       // of entries
+	fresh  int64     // bytes written since room was last asked for
 	big    []content // to be recorded in the bucket sizes
 	buf    []byte
 
@@ -73,7 +76,7 @@ func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &adding{s: s, parent: parent, dir: dir, limit: s.maxLayer,
+	a := &adding{s: s, parent: parent, dir: dir,
 		diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
 	if err := a.open(); err != nil {
 		a.close()
@@ -83,6 +86,9 @@ func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
 }
 
 func (a *adding) open() error {
+	if err := a.room(0); err != nil {
+		return err
+	}
 	for _, d := range []string{a.diffDir(), a.objectDir()} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
@@ -153,17 +159,6 @@ func (r *recorder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// allow takes n bytes from what the layer may still grow to.
-func (a *adding) allow(n int64) error {
-	if a.s.maxLayer == 0 {
-		return nil
-	}
-	if a.limit -= n; a.limit < 0 {
-		return errdef.Invalid.Errorf("layer is larger than %d bytes, the most that is allowed", a.s.maxLayer)
-	}
-	return nil
-}
-
 func (a *adding) unpack(ctx context.Context, r io.Reader) error {
 	a.in = &recorder{a: a, src: r}
 	tr := tar.NewReader(a.in)
@@ -197,6 +192,9 @@ func notATar(err error) error {
 }
 
 func (a *adding) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
+	if a.count++; a.count > maxEntries {
+		return errdef.Invalid.Errorf("a layer may have %d entries", maxEntries)
+	}
 	switch h.Typeflag {
 	case tar.TypeXGlobalHeader:
 		return nil
@@ -239,7 +237,7 @@ func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
 	if err != nil || !isNew {
 		in.discard()
 	} else {
-		err = in.become(path, c.digest)
+		err = a.become(in, path, c.digest)
 	}
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func newContainer(t *testing.T, s *Store, top oci.ChainID) container {
 	return container{m, root, overlay.Path(f)}
 }
 
-func must(t *testing.T, errs ...error) {
+func must(t testing.TB, errs ...error) {
 	t.Helper()
 	for _, err := range errs {
 		if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -137,34 +136,28 @@ func (t tables) liveLayers(leased []oci.ChainID) (map[oci.ChainID]bool, error) {
 }
 
 // removeLayerDir moves the directory to staging first, so that a layer with
-// the same ID can be added while this one is being deleted.
+// the same ID can be added while this one is being deleted. It needs no room
+// on the disk, which may be full.
 func (s *Store) removeLayerDir(id oci.ChainID) (int64, error) {
-	tmp, err := os.MkdirTemp(s.path("staging"), "gone-")
-	if err != nil {
-		return 0, err
-	}
 	s.mu.Lock()
+	s.clock++
+	tmp := s.path("staging", fmt.Sprintf("gone-%s-%d", id.Hex()[:12], s.clock))
 	_, again := s.added[id]
+	var err error
 	if !again {
-		err = os.Rename(s.layerPath(id), tmp+"/layer")
+		err = os.Rename(s.layerPath(id), tmp)
 	}
 	s.mu.Unlock()
 	if err != nil || again {
-		return 0, errors.Join(err, os.Remove(tmp))
+		return 0, err
 	}
-	freed, err := diskUse(tmp+"/layer", nil)
+	freed, err := diskUse(tmp, nil)
 	return freed, errors.Join(err, os.RemoveAll(tmp))
 }
 
 // liveObjects reads all tocs.
 func (s *Store) liveObjects(ctx context.Context) (map[string]struct{}, error) {
-	var ids []oci.ChainID
-	err := s.view(func(t tables) error {
-		for key := range keys(t.layers) {
-			ids = append(ids, oci.ChainID(key))
-		}
-		return nil
-	})
+	ids, err := s.layerIDs()
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +175,17 @@ func (s *Store) liveObjects(ctx context.Context) (map[string]struct{}, error) {
 		}
 	}
 	return live, nil
+}
+
+func (s *Store) layerIDs() ([]oci.ChainID, error) {
+	var ids []oci.ChainID
+	err := s.view(func(t tables) error {
+		for key := range keys(t.layers) {
+			ids = append(ids, oci.ChainID(key))
+		}
+		return nil
+	})
+	return ids, err
 }
 
 // sweep removes the objects that are neither live nor kept.
@@ -288,26 +292,4 @@ func ignoreGone(err error) error {
 		return nil
 	}
 	return err
-}
-
-// Check reads every layer and compares it with its diff ID, which shows what
-// the disk has damaged. It gives an error for each layer that is, and takes as
-// long as reading all of them.
-func (s *Store) Check(ctx context.Context) error {
-	var ids []oci.ChainID
-	err := s.view(func(t tables) error {
-		for key := range keys(t.layers) {
-			ids = append(ids, oci.ChainID(key))
-		}
-		return nil
-	})
-	errs := []error{err}
-	for _, id := range ids {
-		err := s.LayerTar(ctx, id, io.Discard)
-		if errdef.Is(err, errdef.NotFound) {
-			continue // removed meanwhile
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }

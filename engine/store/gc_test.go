@@ -26,7 +26,7 @@ func TestGCTakesWhatNobodyNeeds(t *testing.T) {
 		release, err := s.Lease(leased.ChainID)
 		must(t, err)
 
-		_, err = s.Remove("drop", false, nobody)
+		_, err = s.Remove("drop", RemoveOptions{}, nobody)
 		must(t, err)
 		if n, err := s.GC(t.Context()); n != 0 || err != nil {
 			t.Errorf("GC = %d, %v while the layer is below a leased one; want nothing", n, err)
@@ -108,5 +108,21 @@ func TestGCRunsBesideAdding(t *testing.T) {
 		adding.Wait()
 		stop()
 		collecting.Wait()
+	})
+}
+
+func TestSharedContentIsFoundInWhateverLayer(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		base := add(t, s, "", tarOf(t, file("base", strings.Repeat("b", 1000))))
+		// A rebuild: the same content in another layer, beside new content.
+		v1 := add(t, s, base.ChainID, tarOf(t, file("lib", strings.Repeat("l", 100)), file("app", strings.Repeat("1", 10))))
+		v2 := add(t, s, base.ChainID, tarOf(t, file("lib", strings.Repeat("l", 100)), file("app", strings.Repeat("2", 20))))
+		other := add(t, s, "", tarOf(t, file("other", "o"), file("copy", "o")))
+		a, b, c := putImage(t, s, "a", "", base, v1), putImage(t, s, "b", "", base, v2), putImage(t, s, "c", "", other)
+		got, err := s.Shared(map[oci.ImageID]oci.ChainID{a: v1.ChainID, b: v2.ChainID, c: other.ChainID})
+		must(t, err)
+		if got[a] != 1100 || got[b] != 1100 || got[c] != 0 {
+			t.Errorf("shared are %d, %d and %d bytes; want 1100, 1100 and 0", got[a], got[b], got[c])
+		}
 	})
 }

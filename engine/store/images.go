@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -178,6 +180,13 @@ func (s *Store) Tag(id oci.ImageID, ref oci.Reference) error {
 		}
 		return t.names.Put([]byte(nameKey(ref)), []byte(id))
 	})
+}
+
+// Settle writes what the file system still has in memory of what was added,
+// though it is safe in its journal: after a pull nothing is left to be written
+// at a moment that suits a container less.
+func (s *Store) Settle() error {
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(s.dir.Fd())))
 }
 
 // nameKey is a name as the bucket has it: a tag beside a digest does not count,

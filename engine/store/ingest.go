@@ -62,7 +62,7 @@ func (a *adding) ingestBig(ctx context.Context, c *content, r io.Reader) (ingest
 	}
 	in := ingested{file: f}
 	h := sha256.New()
-	w := &bigWriter{f: f, twin: a.twin(c.size)}
+	w := &bigWriter{f: f, twin: a.twin(c.size), room: a.room}
 	defer w.forgetTwin()
 	for p := a.buf; ; {
 		h.Write(p)
@@ -98,6 +98,7 @@ type bigWriter struct {
 	f       *os.File
 	n       int64
 	started int64 // up to here the kernel was told to write
+	room    func(n int64) error
 
 	// twin has had the same bytes so far, so none have been written.
 	twin *os.File
@@ -115,6 +116,9 @@ func (w *bigWriter) write(p []byte) error {
 		}
 	}
 	if !allZero(p) { // a hole needs no disk
+		if err := w.room(int64(len(p))); err != nil {
+			return err
+		}
 		if _, err := w.f.WriteAt(p, w.n); err != nil {
 			return err
 		}
@@ -221,14 +225,17 @@ func allZero(p []byte) bool {
 
 // become gives the content its name, which belongs to digest d. It is not
 // durable before the next syncfs.
-func (in ingested) become(path string, d sum) error {
+func (a *adding) become(in ingested, path string, d sum) error {
 	f := in.file
 	if f == nil {
 		var err error
 		if f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644); err != nil {
 			return err
 		}
-		if _, err := f.Write(in.data); err != nil {
+		if err = a.room(int64(len(in.data))); err == nil {
+			_, err = f.Write(in.data)
+		}
+		if err != nil {
 			f.Close()
 			return err
 		}

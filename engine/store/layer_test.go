@@ -421,18 +421,3 @@ func TestUsersOfContainersReadWhatUsersOfTheHostCannot(t *testing.T) {
 		}
 	})
 }
-
-func TestCheckFindsADamagedObject(t *testing.T) {
-	both(t, func(t *testing.T, s *Store) {
-		good := add(t, s, "", tarOf(t, file("good", "good")))
-		bad := add(t, s, "", tarOf(t, file("bad", "before")))
-		must(t, s.Check(t.Context()))
-		must(t, readToc(s.layerPath(bad.ChainID, "toc"), func([]byte) error { return nil }, func(c content) error {
-			return os.WriteFile(s.objectFile(c.object), []byte("beFore"), 0o644)
-		}))
-		err := s.Check(t.Context())
-		if err == nil || !strings.Contains(err.Error(), string(bad.DiffID)) || strings.Contains(err.Error(), string(good.DiffID)) {
-			t.Errorf("Check = %v, want it to name layer %s alone", err, bad.DiffID)
-		}
-	})
-}

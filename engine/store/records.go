@@ -15,20 +15,22 @@ import (
 
 // The buckets, all within rootBucket, and what they hold:
 //
-//	layers   chain ID -> layerRecord
-//	images   image ID -> imageRecord
-//	configs  image ID -> the configuration's bytes
-//	names    repository:tag or repository@digest -> image ID
-//	sizes    size/object of big content, see adding.twin
-//	aside    bucket/key -> a record that could not be used
+//	layers     chain ID -> layerRecord
+//	images     image ID -> imageRecord
+//	configs    image ID -> the configuration's bytes
+//	manifests  image ID/digest -> manifestRecord
+//	names      repository:tag or repository@digest -> image ID
+//	sizes      size/object of big content, see adding.twin
+//	aside      bucket/key -> a record that could not be used
 var (
-	rootBucket    = []byte("store")
-	layersBucket  = []byte("layers")
-	imagesBucket  = []byte("images")
-	configsBucket = []byte("configs")
-	namesBucket   = []byte("names")
-	sizesBucket   = []byte("sizes")
-	asideBucket   = []byte("aside")
+	rootBucket      = []byte("store")
+	layersBucket    = []byte("layers")
+	imagesBucket    = []byte("images")
+	configsBucket   = []byte("configs")
+	manifestsBucket = []byte("manifests")
+	namesBucket     = []byte("names")
+	sizesBucket     = []byte("sizes")
+	asideBucket     = []byte("aside")
 )
 
 // version is that of the records and of the directories' layout.
@@ -51,14 +53,14 @@ type imageRecord struct {
 
 // tables is a transaction's view of the store's buckets.
 type tables struct {
-	layers, images, configs, names, sizes, aside *bbolt.Bucket
+	layers, images, configs, manifests, names, sizes, aside *bbolt.Bucket
 }
 
 func tablesOf(tx *bbolt.Tx) tables {
 	b := tx.Bucket(rootBucket)
 	return tables{
 		b.Bucket(layersBucket), b.Bucket(imagesBucket), b.Bucket(configsBucket),
-		b.Bucket(namesBucket), b.Bucket(sizesBucket), b.Bucket(asideBucket),
+		b.Bucket(manifestsBucket), b.Bucket(namesBucket), b.Bucket(sizesBucket), b.Bucket(asideBucket),
 	}
 }
 
@@ -120,7 +122,7 @@ func (s *Store) check() error {
 		if err != nil {
 			return err
 		}
-		for _, name := range [][]byte{layersBucket, imagesBucket, configsBucket, namesBucket, sizesBucket, asideBucket} {
+		for _, name := range [][]byte{layersBucket, imagesBucket, configsBucket, manifestsBucket, namesBucket, sizesBucket, asideBucket} {
 			if _, err := root.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -176,6 +178,16 @@ func (s *Store) checkImages(t tables) error {
 	for key := range keys(t.images) {
 		if _, err := t.fullImage(oci.ImageID(key)); err != nil {
 			bad[key] = err
+		}
+	}
+	return s.setImagesAside(t, bad)
+}
+
+// setImagesAside takes their manifests away, which come again with the image.
+func (s *Store) setImagesAside(t tables, bad map[string]error) error {
+	for id := range bad {
+		if err := t.forgetManifests(id); err != nil {
+			return err
 		}
 	}
 	return s.setAside(t, t.images, string(imagesBucket), bad)

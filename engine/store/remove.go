@@ -9,6 +9,12 @@ import (
 	"github.com/minke-os/minke/oci"
 )
 
+// RemoveOptions are those of docker rmi.
+type RemoveOptions struct {
+	Force       bool
+	KeepParents bool // untagged ones, too
+}
+
 // A Removed says what Remove did, as DELETE /images reports it: one of the two
 // is set.
 type Removed struct {
@@ -22,16 +28,17 @@ type Removed struct {
 // names along if there is one tag at most and all are in one repository; else
 // it needs force. An image that a stopped container uses needs force too. One
 // that a running container uses, or that another image was built on, stays
-// even then. With an image go the untagged parents that only it had kept.
+// even then. With an image go the untagged parents that only it had kept, unless
+// KeepParents is set.
 // Layers and files go with the next GC.
 //
 // inUse tells of a container that uses an image, a running one if there is
 // one, "" if none. It must not call the store.
-func (s *Store) Remove(name string, force bool, inUse func(oci.ImageID) (container string, running bool)) ([]Removed, error) {
+func (s *Store) Remove(name string, o RemoveOptions, inUse func(oci.ImageID) (container string, running bool)) ([]Removed, error) {
 	var r removal
 	err := s.update(func(t tables) error {
-		r = removal{tables: t, inUse: inUse}
-		return r.remove(name, force)
+		r = removal{tables: t, keepParents: o.KeepParents, inUse: inUse}
+		return r.remove(name, o.Force)
 	})
 	if err != nil {
 		return nil, err
@@ -42,8 +49,9 @@ func (s *Store) Remove(name string, force bool, inUse func(oci.ImageID) (contain
 // A removal is one call of Remove in its transaction.
 type removal struct {
 	tables
-	inUse func(oci.ImageID) (container string, running bool)
-	done  []Removed
+	keepParents bool
+	inUse       func(oci.ImageID) (container string, running bool)
+	done        []Removed
 }
 
 func (r *removal) remove(name string, force bool) error {
@@ -140,12 +148,12 @@ func (r *removal) delete(id oci.ImageID) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(r.images.Delete([]byte(id)), r.configs.Delete([]byte(id))); err != nil {
+		if err := errors.Join(r.images.Delete([]byte(id)), r.configs.Delete([]byte(id)), r.forgetManifests(string(id))); err != nil {
 			return fmt.Errorf("image %s: %w", id, err)
 		}
 		r.done = append(r.done, Removed{Deleted: string(id)})
 		id = rec.Parent
-		if id == "" || r.images.Get([]byte(id)) == nil || r.conflict(id, r.namesOf(id), false) != nil {
+		if id == "" || r.keepParents || r.images.Get([]byte(id)) == nil || r.conflict(id, r.namesOf(id), false) != nil {
 			return nil
 		}
 	}

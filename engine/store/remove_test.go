@@ -58,7 +58,7 @@ func TestRemoveFollowsDockersRules(t *testing.T) {
 			}
 			in := func(string) string { return strings.NewReplacer("SHORT", id.Short(), "ID", string(id)).Replace(tt.err) }
 			name := strings.Replace(tt.remove, "ID", string(id), 1)
-			got, err := s.Remove(name, tt.force, func(oci.ImageID) (string, bool) {
+			got, err := s.Remove(name, RemoveOptions{Force: tt.force}, func(oci.ImageID) (string, bool) {
 				return tt.running + tt.stopped, tt.running != ""
 			})
 			if tt.err != "" {
@@ -90,10 +90,47 @@ func TestRemoveTakesUntaggedParentsAlong(t *testing.T) {
 	step := putImage(t, s, "step", base)
 	top := putImage(t, s, "top", step)
 	must(t, s.Tag(top, ref(t, "app")))
-	got, err := s.Remove("app", false, func(oci.ImageID) (string, bool) { return "", false })
+	got, err := s.Remove("app", RemoveOptions{}, nobody)
 	want := []Removed{{Untagged: "app:latest"}, {Deleted: string(top)}, {Deleted: string(step)}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Remove(app) = %v, %v; want %v", got, err, want)
+	}
+}
+
+func TestRemoveCanKeepUntaggedParents(t *testing.T) {
+	testenv.NeedRoot(t)
+	s := openAt(t, testenv.DiskDir(t), Options{})
+	step := putImage(t, s, "step", "")
+	top := putImage(t, s, "top", step)
+	must(t, s.Tag(top, ref(t, "app")))
+	got, err := s.Remove("app", RemoveOptions{KeepParents: true}, nobody)
+	want := []Removed{{Untagged: "app:latest"}, {Deleted: string(top)}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Remove(app) = %v, %v; want %v", got, err, want)
+	}
+}
+
+func TestManifestsGoWithTheirImage(t *testing.T) {
+	testenv.NeedRoot(t)
+	base := testenv.DiskDir(t)
+	s := openAt(t, base, Options{})
+	id := putImage(t, s, "image", "")
+	raw := []byte(`{"schemaVersion":2}`)
+	m := Manifest{oci.FromBytes(raw), "application/json", raw}
+	must(t, s.Tag(id, ref(t, "app")), s.PutManifest(id, m))
+	if got, err := s.Manifests(id); err != nil || !reflect.DeepEqual(got, []Manifest{m}) {
+		t.Errorf("Manifests = %v, %v; want the one that was put", got, err)
+	}
+	if got, err := s.ImageOf(m.Digest); err != nil || got != id {
+		t.Errorf("ImageOf = %s, %v; want %s", got, err, id)
+	}
+	_, err := s.Remove("app", RemoveOptions{}, nobody)
+	must(t, err)
+	if got, err := s.ImageOf(m.Digest); !errdef.Is(err, errdef.NotFound) {
+		t.Errorf("ImageOf a manifest of a removed image = %s, %v", got, err)
+	}
+	if err := s.PutManifest(id, m); !errdef.Is(err, errdef.NotFound) {
+		t.Errorf("PutManifest for an image that is gone: %v", err)
 	}
 }
 

@@ -75,7 +75,8 @@ type Options struct {
 	// Links forces hard links instead of metadata inodes, which Open
 	// otherwise chooses by probing the kernel and the file system.
 	Links bool
-	// MaxLayer is the most bytes a layer may unpack to; 0 sets no limit.
+	// MaxLayer is the most bytes a layer may unpack to; 0 is four times what
+	// the disk has.
 	MaxLayer int64
 	// Logger hears of records that were set aside; nil discards.
 	Logger *slog.Logger

@@ -373,6 +373,9 @@ func (t *tree) rootPath() string { return t.root.Name() }
 
 // within is an entry's path in the layer.
 func within(name string) (string, error) {
+	if len(name) > unix.PathMax {
+		return "", errdef.Invalid.Errorf("the path has %d bytes, Linux takes %d", len(name), unix.PathMax)
+	}
 	rel := path.Clean(strings.TrimLeft(name, "/"))
 	if rel == ".." || strings.HasPrefix(rel, "../") {
 		return "", errdef.Invalid.Errorf("the path leads out of the layer")
