@@ -14,6 +14,7 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/engine/delta"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -32,7 +33,7 @@ type LoadOptions struct {
 }
 
 // Load adds the images of an archive to the store.
-func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) error {
+func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) (err error) {
 	if o.Progress == nil {
 		o.Progress = func(Progress) {}
 	}
@@ -42,7 +43,8 @@ func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) error
 	}
 	defer release()
 	l := &loading{ctx: ctx, s: s, progress: o.Progress, platform: o.Platform,
-		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{}}
+		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{}, deltas: map[oci.DiffID]loadedDelta{}}
+	defer func() { err = errors.Join(err, l.closeDeltas(err == nil)) }()
 	if err := l.read(r); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
@@ -90,6 +92,9 @@ type loading struct {
 	layers map[string]oci.DiffID // tars, by now in the store
 	links  map[string]string     // old archives have links to layers they repeat
 	size   int                   // of docs
+
+	deltas map[oci.DiffID]loadedDelta // by the layer that they make
+	loose  *store.Loose               // their contents; nil without deltas
 }
 
 // An image is what an archive says of one.
@@ -97,6 +102,7 @@ type image struct {
 	config string   // the name of its configuration
 	layers []string // the names of its layers, bottom first
 	tags   []string
+	delta  bool // layers are deltas, of those that its base has not got
 }
 
 func (l *loading) read(r io.Reader) error {
@@ -154,6 +160,8 @@ func (l *loading) file(name string, size int64, r io.Reader) error {
 		return err
 	}
 	switch {
+	case delta.Is(head):
+		return l.delta(b)
 	case IsTar(head):
 		layer, err := l.s.AddLayer(l.ctx, l.parentOf(name), b)
 		l.layers[name] = layer.DiffID
@@ -202,7 +210,7 @@ func (l *loading) parentOf(name string) oci.ChainID {
 	}
 	for _, img := range images {
 		_, diffs, err := l.config(img)
-		if err != nil || len(diffs) != len(img.layers) {
+		if err != nil || len(diffs) != len(img.layers) || img.delta {
 			continue
 		}
 		for i, layer := range img.layers {
@@ -298,7 +306,7 @@ func (l *loading) described(d v1.Descriptor, depth int) (*image, error) {
 	if m.Config.Digest == "" {
 		return nil, nil
 	}
-	img := &image{config: blob(m.Config)}
+	img := &image{config: blob(m.Config), delta: m.ArtifactType == delta.ArtifactType}
 	for _, layer := range m.Layers {
 		img.layers = append(img.layers, blob(layer))
 	}
@@ -364,6 +372,25 @@ func (l *loading) finish(img image) error {
 	if err != nil {
 		return err
 	}
+	if img.delta {
+		err = l.stackDelta(diffs)
+	} else {
+		err = l.stack(img, diffs)
+	}
+	if err != nil {
+		return err
+	}
+	id, err := l.s.PutImage(l.ctx, config, "")
+	if err != nil {
+		return err
+	}
+	if err := l.keepManifests(id, diffs); err != nil {
+		return err
+	}
+	return l.name(id, img.tags)
+}
+
+func (l *loading) stack(img image, diffs []oci.DiffID) error {
 	if len(diffs) != len(img.layers) {
 		return errdef.Invalid.Errorf("configuration %s has %d layers, the manifest %d", img.config, len(diffs), len(img.layers))
 	}
@@ -378,14 +405,7 @@ func (l *loading) finish(img image) error {
 		}
 		chain = layer.ChainID
 	}
-	id, err := l.s.PutImage(l.ctx, config, "")
-	if err != nil {
-		return err
-	}
-	if err := l.keepManifests(id, diffs); err != nil {
-		return err
-	}
-	return l.name(id, img.tags)
+	return nil
 }
 
 // keepManifests keeps those of the image that have its layers as they are, not

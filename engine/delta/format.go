@@ -14,10 +14,22 @@ import (
 	"github.com/minke-os/minke/oci"
 )
 
-// MediaType is that of a delta among the blobs of a registry.
-const MediaType = "application/vnd.minke.layer.delta.v1"
+// How deltas are named where images are kept, in registries and archives: an
+// artifact whose layers are deltas, one for each layer of the target image that
+// the base image has not got. OCI image specification 1.1, manifest.md.
+const (
+	ArtifactType = "application/vnd.minke.delta.v1"
+	MediaType    = "application/vnd.minke.layer.delta.v1"
+
+	BaseImage   = "io.minke.delta.base"     // annotation of the artifact: ID of the image that it was made from
+	TargetLayer = "io.minke.delta.layer"    // annotation of a layer: diff ID of the layer that it makes
+	BaseLayer   = "io.minke.delta.skeleton" // annotation of a layer: diff ID of the layer whose skeleton it needs, if any
+)
 
 const magic = "minke delta 1\n"
+
+// Is reports whether these are the first bytes of a delta.
+func Is(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
 
 // Limits of what is believed.
 const (

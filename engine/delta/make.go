@@ -384,7 +384,8 @@ func cost(code []byte) int64 { return int64(len(scale().EncodeAll(code, nil))) }
 
 // A Report tells what costs the bytes of a delta.
 type Report struct {
-	Header, Skeleton int64 // bytes
+	Base             oci.DiffID // layer whose skeleton it needs, or ""
+	Header, Skeleton int64      // bytes
 	Files            []FileReport
 }
 
@@ -397,5 +398,5 @@ type FileReport struct {
 }
 
 func (m *maker) report(header int64) *Report {
-	return &Report{Header: header, Skeleton: m.d.Skeleton.Length, Files: m.files}
+	return &Report{Base: m.d.Base, Header: header, Skeleton: m.d.Skeleton.Length, Files: m.files}
 }

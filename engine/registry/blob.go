@@ -55,6 +55,8 @@ type fetch struct {
 
 	hash hash.Hash
 	got  int64
+	from int64 // where in the blob it begins; d.Size is what is left from there on
+	part bool  // not all of the blob is wanted
 	etag string
 	url  int // of d.URLs, that is tried
 
@@ -64,11 +66,20 @@ type fetch struct {
 
 // fetch starts to get a blob. The caller must stop it.
 func (s *session) fetch(ctx context.Context, d descriptor, report func(got int64)) *fetch {
-	ctx, cancel := context.WithCancel(ctx)
-	f := &fetch{
-		s: s, d: d, report: report, cancel: cancel, hash: sha256.New(),
-		full: make(chan []byte, chunks), free: make(chan []byte, chunks),
-	}
+	return s.launch(ctx, &fetch{d: d, report: report})
+}
+
+// fetchPart starts to get a part of a blob. There is no digest of that: whoever
+// reads it must know what is right.
+func (s *session) fetchPart(ctx context.Context, d descriptor, from, n int64, report func(got int64)) *fetch {
+	d.Size = n
+	return s.launch(ctx, &fetch{d: d, from: from, part: true, report: report})
+}
+
+func (s *session) launch(ctx context.Context, f *fetch) *fetch {
+	ctx, f.cancel = context.WithCancel(ctx)
+	f.s, f.hash = s, sha256.New()
+	f.full, f.free = make(chan []byte, chunks), make(chan []byte, chunks)
 	go func() {
 		defer close(f.full)
 		f.err = f.run(ctx)
@@ -131,6 +142,9 @@ func (f *fetch) run(ctx context.Context) error {
 }
 
 func (f *fetch) verify() error {
+	if f.part {
+		return nil
+	}
 	if got := oci.FromHash(f.hash); got != f.d.Digest {
 		return damaged("%s from %s is damaged: the digest of what came is %s", f.d.Digest, f.s.ep.host, got)
 	}
@@ -216,14 +230,14 @@ func (f *fetch) open(ctx context.Context) (*http.Response, error) {
 		}
 		r.url = u
 	}
-	if f.got > 0 {
-		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", f.got, f.d.Size-1))
+	if at := f.from + f.got; at > 0 || f.part {
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", at, f.from+f.d.Size-1))
 		if strings.HasPrefix(f.etag, `"`) { // a weak one may stand for other bytes
 			r.header.Set("If-Range", f.etag)
 		}
 	}
 	resp, err := f.s.do(ctx, r)
-	if err == nil && f.got == 0 {
+	if err == nil && f.etag == "" {
 		f.etag = resp.Header.Get("ETag")
 	}
 	return resp, err
@@ -232,21 +246,22 @@ func (f *fetch) open(ctx context.Context) (*http.Response, error) {
 // position brings an answer to where f is. A server may send all again, though
 // it was asked for the rest.
 func (f *fetch) position(resp *http.Response, body io.Reader) error {
-	want := f.d.Size
+	at, want := f.from+f.got, f.from+f.d.Size
 	if resp.StatusCode == http.StatusPartialContent {
 		var from int64
-		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &from); err != nil || from != f.got {
-			return fmt.Errorf("asked for the bytes from %d on, the answer has %q", f.got, resp.Header.Get("Content-Range"))
+		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &from); err != nil || from != at {
+			return fmt.Errorf("asked for the bytes from %d on, the answer has %q", at, resp.Header.Get("Content-Range"))
 		}
-		want -= f.got
+		want -= at
 	}
-	if resp.ContentLength >= 0 && resp.ContentLength != want {
+	whole := f.part && resp.StatusCode == http.StatusOK
+	if resp.ContentLength >= 0 && resp.ContentLength != want && !whole {
 		return damaged("%s from %s: %d bytes are to come, not %d", f.d.Digest, f.s.ep.host, resp.ContentLength, want)
 	}
 	if resp.StatusCode == http.StatusPartialContent {
 		return nil
 	}
-	_, err := io.CopyN(io.Discard, body, f.got)
+	_, err := io.CopyN(io.Discard, body, at)
 	return err
 }
 

@@ -86,7 +86,9 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if repo, ok := strings.CutSuffix(rest, "/tags/list"); ok {
 		f.tags(w, r, repo)
+		return
 	}
+	http.NotFound(w, r) // as a registry that knows nothing of referrers
 }
 
 // tags gives one tag a page.

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -26,7 +28,8 @@ const parallel = 3
 // A layer is one that has to be fetched.
 type layer struct {
 	descriptor
-	at int // in the image, from the bottom
+	at    int    // in the image, from the bottom
+	delta *offer // that makes it of what is here; nil if all of it is fetched
 
 	progress func(Progress)
 	complete atomic.Bool // the download, that is
@@ -72,6 +75,9 @@ func (p *pulling) layers(ctx context.Context) error {
 	}
 	missing, err := p.missing(present)
 	if err != nil {
+		return err
+	}
+	if err := p.findDeltas(ctx, missing); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -150,14 +156,20 @@ type queue struct {
 
 func (q *queue) stop() {
 	for _, f := range q.fetches {
-		f.stop()
+		if f != nil {
+			f.stop()
+		}
 	}
 }
 
 // fill starts fetches until enough are on their way.
 func (q *queue) fill(ctx context.Context) {
 	for n := len(q.fetches); n < min(parallel, len(q.layers)); n++ {
-		q.fetches = append(q.fetches, q.start(ctx, q.layers[n]))
+		var f *fetch // not of a layer that a delta makes
+		if l := q.layers[n]; l.delta == nil {
+			f = q.start(ctx, l)
+		}
+		q.fetches = append(q.fetches, f)
 	}
 }
 
@@ -178,6 +190,15 @@ func (q *queue) start(ctx context.Context, l *layer) *fetch {
 func (q *queue) add(ctx context.Context, parent oci.ChainID) error {
 	q.fill(ctx)
 	l := q.layers[0]
+	if l.delta != nil {
+		err := q.p.addDelta(ctx, parent, l)
+		if err == nil || ctx.Err() != nil || errors.Is(err, unix.ENOSPC) {
+			q.layers, q.fetches = q.layers[1:], q.fetches[1:]
+			return err
+		}
+		q.p.s.c.o.Logger.Warn("registry: delta does not help, fetching the whole layer", "image", q.p.ref.Familiar(), "delta", l.delta.Digest, "err", err)
+		q.fetches[0] = q.start(ctx, l)
+	}
 	err := q.p.add(ctx, parent, l, q.fetches[0])
 	if isDamage(err) {
 		q.p.s.c.o.Logger.Warn("registry: layer came damaged, fetching it again", "image", q.p.ref.Familiar(), "err", err)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/minke-os/minke/engine/delta"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -37,6 +38,9 @@ type descriptor struct {
 	Digest    oci.Digest    `json:"digest"`
 	URLs      []string      `json:"urls,omitempty"`
 	Platform  *oci.Platform `json:"platform,omitempty"`
+
+	ArtifactType string            `json:"artifactType,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
 }
 
 // A manifest is an image's, or an index of manifests: Manifests is not nil.
@@ -49,6 +53,9 @@ type manifest struct {
 	Config        descriptor   `json:"config"`
 	Layers        []descriptor `json:"layers"`
 	Manifests     []descriptor `json:"manifests"`
+
+	ArtifactType string            `json:"artifactType"`
+	Annotations  map[string]string `json:"annotations"`
 }
 
 func (m *manifest) isIndex() bool { return m.Manifests != nil }
@@ -87,6 +94,9 @@ func (m *manifest) check() error {
 		switch m.Config.MediaType {
 		case dockerConfig, ociConfig, "", "application/octet-stream":
 		default:
+			if m.ArtifactType == delta.ArtifactType {
+				break
+			}
 			return errdef.Unsupported.Errorf("media type %q is not that of an image's configuration: this is something else that is kept in a registry", m.Config.MediaType)
 		}
 	}

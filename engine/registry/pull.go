@@ -20,6 +20,7 @@ type PullOptions struct {
 	Platform    oci.Platform
 	Host        oci.Platform // oci.Host() if empty
 	Credentials Credentials
+	NoDeltas    bool           // fetch layers whole
 	Progress    func(Progress) // called from several goroutines; may be nil
 }
 

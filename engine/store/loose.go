@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -53,12 +54,15 @@ func (s *Store) Records(id oci.ChainID) delta.Records {
 }
 
 // Loose is a way to contents by their digests: those of all layers, and new
-// ones that a layer will have soon. What it has opened, found or made stays
+// ones that a layer will have soon. Its methods may be called at once; those of
+// a content that is being made may not. What it has opened, found or made stays
 // until Close; what it has made and synced outlives a crash, for a while, so
 // that an update that broke off need not bring it again.
 type Loose struct {
-	s       *Store
-	dir     string
+	s   *Store
+	dir string
+
+	mu      sync.Mutex
 	objects map[string]bool // pinned; true for what is in dir
 	byLink  map[sum]string  // object of a digest among hard-linked layers; nil if not known yet
 	pending int64           // bytes that are not synced
@@ -76,7 +80,9 @@ func (s *Store) Loose() (*Loose, error) {
 // Close gives up the contents. Those that are in no layer go at a GC, after
 // looseFor.
 func (l *Loose) Close() error {
-	err := l.flush()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := l.flushLocked()
 	l.s.unpin(l.objects)
 	return errors.Join(err, os.RemoveAll(l.dir))
 }
@@ -101,20 +107,24 @@ func (l *Loose) Done() error {
 
 // Has reports whether a content is there, and keeps it.
 func (l *Loose) Has(c delta.Content) bool {
-	_, err := l.find(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err := l.findLocked(c)
 	return err == nil
 }
 
 // Open opens a content that is there, and keeps it.
 func (l *Loose) Open(c delta.Content) (*os.File, error) {
-	path, err := l.find(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	path, err := l.findLocked(c)
 	if err != nil {
 		return nil, err
 	}
 	return os.Open(path)
 }
 
-func (l *Loose) find(c delta.Content) (string, error) {
+func (l *Loose) findLocked(c delta.Content) (string, error) {
 	missing := errdef.NotFound.Errorf("there is no content %s here", c.Digest)
 	d, err := parseSum(c.Digest)
 	if err != nil {
@@ -181,8 +191,10 @@ func (l *Loose) Create(c delta.Content) (delta.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.pending >= looseFlush {
-		if err := l.flush(); err != nil {
+		if err := l.flushLocked(); err != nil {
 			return nil, err
 		}
 	}
@@ -221,12 +233,18 @@ func (f *looseFile) Close() error {
 	if err = errors.Join(err, f.File.Close()); err != nil {
 		return err
 	}
+	f.l.mu.Lock()
+	defer f.l.mu.Unlock()
 	name := f.d.name()
 	there, err := f.l.s.pin(name, f.d)
 	if err != nil {
 		return err
 	}
-	f.l.objects[name] = !there
+	if _, known := f.l.objects[name]; known {
+		f.l.s.unpin(map[string]bool{name: true}) // it is pinned already
+	} else {
+		f.l.objects[name] = !there
+	}
 	if there {
 		return os.Remove(f.Name())
 	}
@@ -234,8 +252,8 @@ func (f *looseFile) Close() error {
 	return os.Rename(f.Name(), f.l.dir+"/"+name)
 }
 
-// flush makes what is complete outlive a crash.
-func (l *Loose) flush() error {
+// flushLocked makes what is complete outlive a crash.
+func (l *Loose) flushLocked() error {
 	fresh := map[string]bool{}
 	for name, staged := range l.objects {
 		if staged {
