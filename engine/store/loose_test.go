@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/minke-os/minke/engine/delta"
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/oci"
 )
 
 // deltaOf makes a delta between two layers of a store.
@@ -137,6 +139,55 @@ func TestAnAbortedContentIsNotThere(t *testing.T) {
 		must(t, l.Close())
 		if n := objects(t, s); n != 0 {
 			t.Errorf("%d objects are left", n)
+		}
+	})
+}
+
+// image records an image of one layer.
+func imageOf(t testing.TB, s *Store, tar []byte) Image {
+	t.Helper()
+	l := add(t, s, "", tar)
+	id, err := s.PutImage(t.Context(), fmt.Appendf(nil, `{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[%q]}}`, l.DiffID), "")
+	must(t, err)
+	img, err := s.Image(id)
+	must(t, err)
+	return img
+}
+
+func TestRsyncDeltaMakesItsImage(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		one, two := versions(t)
+		base, target := imageOf(t, s, one), imageOf(t, s, two)
+		id, err := s.MakeRsyncDelta(t.Context(), base, target, func(oci.DiffID, string) {})
+		must(t, err)
+		ref, err := oci.ParseReference("app:delta")
+		must(t, err)
+		must(t, s.Tag(id, ref))
+		d, err := s.Image(id)
+		must(t, err)
+		if !IsRsyncDelta(d) || IsRsyncDelta(base) || d.Size > 400_000 {
+			t.Errorf("the delta has %d bytes for %d; want hardly more than the new file", d.Size, target.Size)
+		}
+		_, err = s.Remove(string(target.ID), RemoveOptions{}, nobody)
+		must(t, err)
+		_, err = s.GC(t.Context())
+		must(t, err)
+		got, err := s.ApplyRsyncDelta(t.Context(), d)
+		if err != nil || got != target.ID {
+			t.Fatalf("ApplyRsyncDelta = %s, %v; want %s", got, err, target.ID)
+		}
+		if named, _, err := s.Resolve("app:delta"); named != target.ID {
+			t.Errorf("app:delta is %s, %v; want the image", named, err)
+		}
+		img, err := s.Image(got)
+		must(t, err)
+		l, err := s.Layer(oci.ChainOf(diffsOf(img)))
+		must(t, err)
+		tarBack(t, s, l, two)
+		_, err = s.Remove(string(base.ID), RemoveOptions{Force: true}, nobody)
+		must(t, err)
+		if _, err := s.ApplyRsyncDelta(t.Context(), d); !errdef.Is(err, errdef.NotFound) {
+			t.Errorf("without its base: %v, want NotFound", err)
 		}
 	})
 }
