@@ -51,10 +51,12 @@ func (e *Engine) Attach(ctx context.Context, name string, o AttachOptions) (*Att
 		return nil, errdef.Conflict.Errorf("container %s is paused, unpause the container before attach", r.ID)
 	}
 	a := &Attachment{TTY: r.Config.Tty, e: e, c: c, options: o, keys: keys, streams: make(chan *runtime.Streams, 1)}
-	if o.Logs {
-		a.replay = func(ctx context.Context, stdout, stderr io.Writer) error {
-			return e.copyLogs(ctx, c, LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1}, stdout, stderr)
+	if o.Logs && (o.Stdout || o.Stderr) {
+		logs, err := e.ContainerLogs(c.ID, LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1})
+		if err != nil {
+			return nil, err
 		}
+		a.replay = logs.Copy
 	}
 	if !o.Stream {
 		close(a.streams)

@@ -283,14 +283,7 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if h.ShmSize == 0 {
 		h.ShmSize = spec.DefaultShmSize
 	}
-	switch h.LogConfig.Type {
-	case "":
-		h.LogConfig.Type = "json-file"
-	case "json-file", "none":
-	default:
-		return errdef.Invalid.Errorf("logging driver %q is not there; minke has json-file and none", h.LogConfig.Type)
-	}
-	if _, err := logOptions(h.LogConfig); err != nil {
+	if err := e.settleLog(&h.LogConfig); err != nil {
 		return err
 	}
 	if h.Runtime != "" && h.Runtime != runtimeName {

@@ -61,6 +61,9 @@ type Config struct {
 	Mirrors  []string // registry mirrors, URLs
 	Insecure []string // registries without TLS, host:port or CIDR
 
+	LogDriver string            // of containers that name none; "" is json-file
+	LogOpts   map[string]string // and its options, see CheckLog
+
 	Version string
 	Commit  string
 	Debug   bool

@@ -42,7 +42,7 @@ func (e *Engine) ContainerInspect(name string, size bool) (container.InspectResp
 			Status: r.status(), Running: r.Running, Paused: r.Paused, Restarting: r.Restarting, OOMKilled: r.OOMKilled, Dead: r.Dead,
 			Pid: r.Pid, ExitCode: r.ExitCode, Error: r.Error, StartedAt: stamp(r.StartedAt), FinishedAt: stamp(r.FinishedAt), Health: h.snapshot(),
 		},
-		Image: string(r.Image), LogPath: e.logPath(r.ID), RestartCount: r.RestartCount,
+		Image: string(r.Image), LogPath: e.shownLogPath(&r), RestartCount: r.RestartCount,
 		ResolvConfPath: filepath.Join(dir, resolvFile), HostnamePath: filepath.Join(dir, hostnameFile), HostsPath: filepath.Join(dir, hostsFile),
 		Driver: storageDriver, Platform: "linux", ExecIDs: execs, HostConfig: r.Host, Mounts: slices.Clone(r.Mounts), Config: r.Config,
 		GraphDriver:     &storage.DriverData{Name: storageDriver, Data: map[string]string{"UpperDir": filepath.Join(dir, "upper"), "WorkDir": filepath.Join(dir, "work")}},
@@ -60,6 +60,15 @@ func (e *Engine) ContainerInspect(name string, size bool) (container.InspectResp
 		out.SizeRw, out.SizeRootFs = &rw, &root
 	}
 	return out, nil
+}
+
+// shownLogPath is the file that log collectors read: Docker shows no other
+// driver's.
+func (e *Engine) shownLogPath(r *record) string {
+	if r.Host.LogConfig.Type != "json-file" {
+		return ""
+	}
+	return e.logPath(r)
 }
 
 // stamp is a time as Docker shows it; never is the year 1.

@@ -9,12 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -122,7 +120,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err != nil {
 		return 0, err
 	}
-	log, err := e.logTarget(r)
+	log, err := e.logTarget(ctx, r)
 	if err != nil {
 		return 0, err
 	}
@@ -413,47 +411,4 @@ func extraHosts(r *record, gateway netip.Addr) (b []byte) {
 func cgroupV2() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
-}
-
-// Defaults of the json-file log: kind to flash, and enough to find a fault.
-const (
-	defaultLogSize  = 10 << 20
-	defaultLogFiles = 3
-)
-
-// logOptions reads max-size and max-file; other options are labels for log
-// collectors and mean nothing here.
-func logOptions(c container.LogConfig) (runtime.Log, error) {
-	l := runtime.Log{MaxSize: defaultLogSize, MaxFiles: defaultLogFiles}
-	if s := c.Config["max-size"]; s != "" {
-		n, err := units.RAMInBytes(s)
-		if err != nil {
-			return l, errdef.Invalid.Errorf("invalid value for 'max-size': %q; want for example 10m", s)
-		}
-		l.MaxSize = max(n, 0)
-		if c.Config["max-file"] == "" {
-			l.MaxFiles = 1
-		}
-	}
-	if s := c.Config["max-file"]; s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			return l, errdef.Invalid.Errorf("invalid value for 'max-file': %q; want a number from 1", s)
-		}
-		l.MaxFiles = n
-	}
-	return l, nil
-}
-
-func (e *Engine) logTarget(r *record) (runtime.Log, error) {
-	if r.Host.LogConfig.Type == "none" {
-		return runtime.Log{}, nil
-	}
-	l, err := logOptions(r.Host.LogConfig)
-	l.Path = e.logPath(r.ID)
-	return l, err
-}
-
-func (e *Engine) logPath(id string) string {
-	return filepath.Join(e.containerDir(id), id+"-json.log")
 }

@@ -30,13 +30,13 @@ func (e *Engine) Info() (system.Info, error) {
 		MemoryLimit: true, SwapLimit: swapAccounted(), CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		OomKillDisable: !cgroupV2(), IPv4Forwarding: forwards(), Warnings: hostWarnings(), Debug: e.cfg.Debug,
 		NFd: openFiles(), NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), NEventsListener: e.events.Listeners(),
-		LoggingDriver: "json-file", CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		LoggingDriver: e.defaultLog().Type, CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: e.registryConfig(), NCPU: runtime.NumCPU(), MemTotal: memTotal(),
 		DockerRootDir: e.cfg.DataRoot, Name: host, Labels: []string{}, ServerVersion: e.cfg.Version,
 		Runtimes: map[string]system.RuntimeWithStatus{runtimeName: {Runtime: system.Runtime{Path: e.cfg.Runtime}}}, DefaultRuntime: runtimeName, InitBinary: path.Base(initPath),
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
-		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
+		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: logDrivers},
 	}
 	if cgroupV2() {
 		info.CgroupVersion = "2"

@@ -171,7 +171,8 @@ func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	o := engine.LogOptions{
-		Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"), Follow: boolParam(r, "follow"), Timestamps: boolParam(r, "timestamps"), Tail: -1,
+		Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"), Follow: boolParam(r, "follow"), Timestamps: boolParam(r, "timestamps"),
+		Details: boolParam(r, "details"), Tail: -1,
 	}
 	if t := q.Get("tail"); t != "" && t != "all" {
 		// A tail that is no number is all, as in Docker.
