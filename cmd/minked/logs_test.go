@@ -176,7 +176,7 @@ func TestAFloodOfLogsStaysWithinItsLimitAndHoldsNobodyUp(t *testing.T) {
 	defer r.Close()
 	io.ReadFull(r, make([]byte, 1))
 	start, slowest := time.Now(), time.Duration(0)
-	const most = 3 * (2<<20 + 64<<10) // a file is rotated after the write that reaches the limit
+	const most = 3 * (2<<20 + 64<<10)                                                  // a file is rotated after the write that reaches the limit
 	for deadline := start.Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) { // what another process does gives no signal
 		before := time.Now()
 		if _, err := d.Ping(t.Context(), client.PingOptions{}); err != nil {
