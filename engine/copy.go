@@ -335,9 +335,10 @@ func withoutOwn(changes []store.Change, own map[string]bool) []store.Change {
 }
 
 // ownTargets are mount points that were made in the container's layer for the
-// files the engine mounts there; nobody wants to see or to commit them.
+// files and file systems that every container has; nobody wants to see or to
+// commit them.
 func (e *Engine) ownTargets(r *record) map[string]bool {
-	out := map[string]bool{}
+	out := map[string]bool{"/dev": true, "/proc": true, "/sys": true}
 	for _, m := range e.ownMounts(r, r.ID) {
 		out[m.Destination] = true
 	}

@@ -56,6 +56,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req
 	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
 	}
+	if err := checkConfig(&cfg); err != nil {
+		return container.CreateResponse{}, err
+	}
 	if err := e.checkHostConfig(host); err != nil {
 		return container.CreateResponse{}, err
 	}
@@ -334,22 +337,25 @@ func (e *Engine) settleNamespaces(h *container.HostConfig) error {
 	return settle(h.PidMode.Container(), func(id string) { h.PidMode = container.PidMode(id) })
 }
 
-// wantedNetworks are the endpoints to make, keyed by network name.
+// wantedNetworks are the endpoints to make, keyed by network name. A network
+// need not be there before the start, as in Docker.
 func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingConfig) (map[string]*network.EndpointSettings, error) {
 	out := map[string]*network.EndpointSettings{}
 	if h.NetworkMode.IsContainer() {
 		return out, nil
 	}
 	add := func(name string, s *network.EndpointSettings) error {
-		n, err := e.findNetwork(name)
-		if err != nil {
+		n, err := e.net.Find(name)
+		switch {
+		case errdef.Is(err, errdef.NotFound):
+			n.Name = name
+		case err != nil:
 			return err
 		}
-		if n.ConfigOnly {
-			return errdef.Forbidden.Errorf("network %s is config-only: containers cannot use it", name)
-		}
 		if s == nil {
-			s = &network.EndpointSettings{}
+			if s = out[n.Name]; s == nil {
+				s = &network.EndpointSettings{}
+			}
 		}
 		s = s.Copy()
 		s.NetworkID = n.ID
@@ -366,24 +372,7 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 			}
 		}
 	}
-	n, err := e.findNetwork(string(h.NetworkMode))
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := out[n.Name]; !ok {
-		return out, add(n.Name, nil)
-	}
-	return out, nil
-}
-
-// findNetwork finds a network for a new container. It is no NotFound, which
-// from create means that the image is to be pulled.
-func (e *Engine) findNetwork(name string) (network.Network, error) {
-	n, err := e.net.Find(name)
-	if errdef.Is(err, errdef.NotFound) {
-		return n, errdef.Invalid.Errorf("failed to set up container networking: %w", err)
-	}
-	return n, err
+	return out, add(string(h.NetworkMode), nil)
 }
 
 // reserveName makes name, or one of our choice, the container's.

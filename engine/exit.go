@@ -64,10 +64,10 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 		c.exits++
 		kept = c.kept
 	})
+	e.publishMounts(events.ActionUnmount, &r)
 	e.publish(events.ActionDie, &r, map[string]string{
 		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(r.StartedAt).Seconds())),
 	})
-	e.publishMounts(events.ActionUnmount, &r)
 	switch {
 	case again:
 		e.restartLater(c, exit.At.Sub(r.StartedAt))

@@ -44,7 +44,7 @@ func (e *Engine) ContainerInspect(name string, size bool) (container.InspectResp
 		},
 		Image: string(r.Image), LogPath: e.shownLogPath(&r), RestartCount: r.RestartCount,
 		ResolvConfPath: filepath.Join(dir, resolvFile), HostnamePath: filepath.Join(dir, hostnameFile), HostsPath: filepath.Join(dir, hostsFile),
-		Driver: storageDriver, Platform: "linux", ExecIDs: execs, HostConfig: r.Host, Mounts: slices.Clone(r.Mounts), Config: r.Config,
+		Driver: storageDriver, Platform: "linux", ExecIDs: e.liveExecs(execs), HostConfig: r.Host, Mounts: slices.Clone(r.Mounts), Config: r.Config,
 		GraphDriver:     &storage.DriverData{Name: storageDriver, Data: map[string]string{"UpperDir": filepath.Join(dir, "upper"), "WorkDir": filepath.Join(dir, "work")}},
 		NetworkSettings: e.networkSettings(&r),
 	}

@@ -33,8 +33,7 @@ func (e *Engine) ContainerRemove(ctx context.Context, name string, o RemoveOptio
 			}
 			return errdef.Conflict.Errorf("cannot remove container %q: container is %s: %s", "/"+r.Name, state, how)
 		}
-		now := 0
-		if err := e.stop(context.WithoutCancel(ctx), c, StopOptions{Signal: "SIGKILL", Timeout: &now}); err != nil {
+		if err := e.kill(context.WithoutCancel(ctx), c); err != nil {
 			return err
 		}
 	}

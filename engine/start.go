@@ -78,6 +78,9 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 // startProcess is the way from a record to a running process.
 func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid int, err error) {
 	// 1. All that is known before there is a process.
+	if err := e.findNetworks(r); err != nil {
+		return 0, err
+	}
 	mounts, err := e.startMounts(ctx, r)
 	if err != nil {
 		return 0, err
@@ -107,7 +110,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		e.change(c, func(r *record) { r.Plugged = plugged })
 	}
 	in := spec.Input{
-		ID: r.ID, Config: r.Config, Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
+		ID: r.ID, Config: e.withLinks(r), Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
 		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
 	}
 	if err := e.joinNamespaces(&in); err != nil {

@@ -37,12 +37,15 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
-	var req container.CreateRequest
+	var req createRequest
 	if err := readJSON(r, &req, false); err != nil {
 		return err
 	}
+	if err := req.settleMAC(); err != nil {
+		return err
+	}
 	q := r.URL.Query()
-	created, err := s.engine.ContainerCreate(r.Context(), q.Get("name"), q.Get("platform"), req)
+	created, err := s.engine.ContainerCreate(r.Context(), q.Get("name"), q.Get("platform"), req.CreateRequest)
 	if err != nil {
 		return err
 	}
