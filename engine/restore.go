@@ -66,13 +66,15 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err := e.removeStray(known); err != nil {
 		return err
 	}
+	var start []*Container
 	for _, c := range e.all() {
 		c.op.Lock()
-		if !adopted[c.ID] {
-			e.settle(ctx, c, found[c.ID].Exit)
+		if !adopted[c.ID] && e.settle(c, found[c.ID].Exit) {
+			start = append(start, c)
 		}
 		c.op.Unlock()
 	}
+	e.startAll(start)
 	return nil
 }
 
@@ -136,9 +138,10 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 	e.startHealth(c, &r, r.Health)
 }
 
-// settle does with one container that does not run what its record says. exit
-// is how it ended if the monitor still knew. Called with c.op held.
-func (e *Engine) settle(ctx context.Context, c *Container, exit *runtime.Exit) {
+// settle does with one container that does not run what its record says, and
+// reports whether it is to be started; it then counts as restarting. exit is
+// how it ended if the monitor still knew. Called with c.op held.
+func (e *Engine) settle(c *Container, exit *runtime.Exit) (start bool) {
 	r := c.snapshot()
 	switch {
 	case r.Removing || r.Dead:
@@ -146,22 +149,71 @@ func (e *Engine) settle(ctx context.Context, c *Container, exit *runtime.Exit) {
 			e.log.Error("finish removal of container", "container", r.Name, "err", err)
 		}
 	case r.Restarting:
-		e.restartLater(c, 0)
+		return true
 	case r.Running && exit != nil:
-		e.ended(c, *exit)
+		return e.ended(c, *exit)
 	case r.Running:
 		// The machine went down under it.
-		e.ended(c, runtime.Exit{Code: lostCode, At: time.Now()})
+		return e.ended(c, runtime.Exit{Code: lostCode, At: time.Now()})
 	case r.Host.AutoRemove && !r.StartedAt.IsZero():
 		if err := e.remove(c, true); err != nil {
 			e.log.Error("remove container", "container", r.Name, "err", err)
 		}
 	case startsAtBoot(&r):
-		if err := e.start(ctx, c); err != nil {
-			e.log.Warn("container did not start", "container", r.Name, "err", err)
-			e.retryStart(c)
+		e.change(c, func(r *record) { r.Running, r.Restarting = true, true })
+		return true
+	}
+	return false
+}
+
+const (
+	startsAtOnce = 4                // containers that start at the same time: a small board has no more to give
+	needsWait    = 10 * time.Second // how long one waits for those it needs
+)
+
+// startAll starts containers in the background, each after those of them that
+// it needs: whose namespaces it joins, or to which it links.
+func (e *Engine) startAll(list []*Container) {
+	tried := map[string]chan struct{}{}
+	for _, c := range list {
+		tried[c.ID] = make(chan struct{})
+	}
+	slots := make(chan struct{}, startsAtOnce)
+	for _, c := range list {
+		r := c.snapshot()
+		e.wg.Go(func() {
+			defer close(tried[c.ID])
+			limit := time.After(needsWait)
+			for _, id := range e.needs(&r) {
+				if tried[id] == nil {
+					continue // it runs, or is not to
+				}
+				select {
+				case <-tried[id]:
+				case <-limit:
+				case <-e.ctx.Done():
+					return
+				}
+			}
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			e.startAgain(c)
+		})
+	}
+}
+
+// needs are the IDs of those containers that have to run before r does.
+func (e *Engine) needs(r *record) (ids []string) {
+	names := []string{r.Host.NetworkMode.ConnectedContainer(), r.Host.PidMode.Container(), r.Host.IpcMode.Container()}
+	for _, l := range r.links() {
+		names = append(names, l.name)
+	}
+	for _, name := range names {
+		if c, err := e.find(name); name != "" && err == nil {
+			ids = append(ids, c.ID)
 		}
 	}
+	return ids
 }
 
 // lostCode is the exit code of a container whose end nobody saw, as in Docker.

@@ -223,6 +223,40 @@ func TestKilledWithItsMonitor(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon
 
 func TestPowerCut(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon).Reboot) }
 
+func TestContainersStartAfterThoseTheyNeed(t *testing.T) {
+	d := testdaemon.Start(t)
+	always := container.RestartPolicy{Name: container.RestartPolicyAlways}
+	base := d.RunDetached(testdaemon.Spec{Name: "base", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: always}})
+	ids := []string{base}
+	for i, h := range []container.HostConfig{
+		{NetworkMode: container.NetworkMode("container:base")}, {PidMode: "container:base"}, {Links: []string{"base:b"}},
+	} {
+		h.RestartPolicy = always
+		ids = append(ids, d.RunDetached(testdaemon.Spec{Name: fmt.Sprint("needs", i), Config: sh("sleep 600"), Host: h}))
+	}
+	// A chain: this one needs one that needs base.
+	ids = append(ids, d.RunDetached(testdaemon.Spec{Name: "last", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: always, PidMode: "container:needs0"}}))
+	stopped := d.RunDetached(testdaemon.Spec{Name: "stopped", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyUnlessStopped}}})
+	now := 0
+	if _, err := d.ContainerStop(t.Context(), stopped, client.ContainerStopOptions{Timeout: &now}); err != nil {
+		t.Fatal(err)
+	}
+	d.Reboot()
+	d.Up()
+	for _, id := range ids {
+		c := d.WaitFor(id, "to run after the reboot", func(c container.InspectResponse) bool { return c.State.Status == container.StateRunning })
+		if c.RestartCount > 1 {
+			t.Errorf("%s was started %d times, want once: the one it needs comes first", c.Name, c.RestartCount)
+		}
+	}
+	if log := d.Log(); strings.Contains(log, "did not start") {
+		t.Errorf("log tells of failed starts:\n%s", log)
+	}
+	if c := d.Inspect(stopped); c.State.Running {
+		t.Error("unless-stopped was stopped, and runs after the reboot")
+	}
+}
+
 func TestManyRunsAtOnceLeaveNothing(t *testing.T) {
 	d := testdaemon.Start(t)
 	// One run first, so that what lives as long as the daemon is there.
