@@ -116,9 +116,11 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	if err := os.Chmod(filepath.Join(dir, "upper"), 0o755); err != nil {
 		return err
 	}
+	e.at("create-directory")
 	if r.Mounts, made, err = e.resolveMounts(r); err != nil {
 		return err
 	}
+	e.at("create-volumes")
 	releaseMounted, err := e.takeMountedImages(r)
 	defer func() {
 		if err != nil {
@@ -133,9 +135,11 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	}
 	c := newContainer(*r)
 	c.release = func() { release(); releaseMounted() }
+	e.at("create-content")
 	if err := e.saveLocked(c); err != nil { // nobody else has c yet
 		return err
 	}
+	e.at("create-record")
 	e.mu.Lock()
 	e.containers[r.ID] = c
 	e.mu.Unlock()

@@ -66,6 +66,10 @@ type Config struct {
 	Version string
 	Commit  string
 	Logger  *slog.Logger
+
+	// FaultPoint, if set, is called at each step of a container's life, for
+	// tests that end the process there. See the calls of Engine.at for names.
+	FaultPoint func(name string)
 }
 
 // Engine is a container engine. Open makes one.
@@ -97,6 +101,13 @@ type Engine struct {
 	ctx   context.Context // ends with Close
 	close context.CancelFunc
 	wg    sync.WaitGroup // goroutines that watch containers
+}
+
+// at is a place where the process may die.
+func (e *Engine) at(name string) {
+	if e.cfg.FaultPoint != nil {
+		e.cfg.FaultPoint(name)
+	}
 }
 
 // Open opens the data root and takes up what runs. It fails with errdef.Busy

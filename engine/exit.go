@@ -44,16 +44,14 @@ func (e *Engine) watch(c *Container, done chan struct{}) {
 // ended cleans up after a container's process and reports whether its restart
 // policy wants it started again. Called with c.op held.
 func (e *Engine) ended(c *Container, exit runtime.Exit) (again bool) {
+	e.at("exit")
 	e.stopHealth(c)
 	e.forgetExecs(c)
 	r := c.snapshot()
 	if err := e.leaveNetwork(e.ctx, &r); err != nil {
 		e.log.Error("release container's network", "container", c.ID, "err", err)
 	}
-	if err := e.rt.Delete(e.ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
-		e.log.Error("clean up after container", "container", c.ID, "err", err)
-	}
-	e.releaseVolumes(&r)
+	e.at("exit-network")
 	again = !e.closing() && shouldRestart(&r, exit)
 	kept := false
 	r = e.finish(c, func(r *record) {
@@ -66,6 +64,13 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) (again bool) {
 		c.exits++
 		kept = c.kept
 	})
+	e.at("exit-record")
+	// Not before: the monitor is asked for the exit code until it is recorded.
+	if err := e.rt.Delete(e.ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
+		e.log.Error("clean up after container", "container", c.ID, "err", err)
+	}
+	e.releaseVolumes(&r)
+	e.at("exit-process")
 	e.publishMounts(events.ActionUnmount, &r)
 	e.publish(events.ActionDie, &r, map[string]string{
 		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(r.StartedAt).Seconds())),

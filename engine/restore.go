@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/mount"
 
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
 )
@@ -51,10 +53,11 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	// Then what ended, or was never quite started or recorded.
 	for id := range found {
-		if c := e.containers[id]; c == nil || !c.Running {
-			if err := e.rt.Delete(ctx, id); err != nil {
-				e.log.Error("remove a container that no record knows", "container", id, "err", err)
-			}
+		if c := e.containers[id]; c != nil && c.runs() && found[id].Status == runtime.Stopped {
+			continue // settle does it
+		}
+		if err := e.clear(ctx, found[id]); err != nil {
+			e.log.Error("remove a process that no record knows", "container", id, "err", err)
 		}
 	}
 	if err := e.net.Reconcile(ctx); err != nil {
@@ -76,6 +79,25 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	e.startAll(start)
 	return nil
+}
+
+// clear ends what a start that was broken off has left. Its client never heard
+// that it ran.
+func (e *Engine) clear(ctx context.Context, s runtime.State) error {
+	if s.Status == runtime.Running || s.Status == runtime.Paused {
+		if err := e.rt.Kill(ctx, s.ID, syscall.SIGKILL, true); err != nil {
+			return err
+		}
+		if s.Status == runtime.Paused {
+			if err := e.rt.Resume(ctx, s.ID); err != nil {
+				return err
+			}
+		}
+		if _, err := e.rt.Wait(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	return e.rt.Delete(ctx, s.ID)
 }
 
 // keepLayers keeps a stack of layers from garbage collection. The function it
@@ -145,7 +167,7 @@ func (e *Engine) settle(c *Container, exit *runtime.Exit) (start bool) {
 	r := c.snapshot()
 	switch {
 	case r.Removing || r.Dead:
-		if err := e.remove(c, r.Host.AutoRemove); err != nil {
+		if err := e.remove(c, r.Host.AutoRemove || r.RemovingVolumes); err != nil {
 			e.log.Error("finish removal of container", "container", r.Name, "err", err)
 		}
 	case r.Restarting:
@@ -226,7 +248,8 @@ func startsAtBoot(r *record) bool {
 	return !r.StartedAt.IsZero() && p.IsAlways() && r.StoppedByUser
 }
 
-// removeStray deletes directories of containers whose record was never written.
+// removeStray deletes directories of containers whose record was never written,
+// and the volumes without a name that were made for them.
 func (e *Engine) removeStray(known map[string]bool) error {
 	dir := filepath.Join(e.cfg.DataRoot, "containers")
 	entries, err := os.ReadDir(dir)
@@ -236,6 +259,12 @@ func (e *Engine) removeStray(known map[string]bool) error {
 	for _, d := range entries {
 		if known[d.Name()] {
 			continue
+		}
+		made, _ := os.ReadDir(filepath.Join(dir, d.Name(), madeVolumes)) // mostly there is none
+		for _, v := range made {
+			if err := e.volumes.Remove(v.Name()); err != nil && !errdef.Is(err, errdef.NotFound) {
+				e.log.Error("remove stray volume", "volume", v.Name(), "err", err)
+			}
 		}
 		if err := os.RemoveAll(filepath.Join(dir, d.Name())); err != nil {
 			e.log.Error("remove stray container directory", "dir", d.Name(), "err", err)

@@ -58,12 +58,14 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 		e.startFailed(c, err)
 		return startError(&r, err)
 	}
+	e.at("start-process")
 	done := make(chan struct{})
 	r = e.change(c, func(r *record) {
 		r.Running, r.Restarting, r.Pid, r.StartedAt = true, false, pid, time.Now().UTC()
 		r.ExitCode, r.Error, r.OOMKilled, r.Health = 0, "", false, ""
 		c.logsDone = done
 	})
+	e.at("start-record")
 	e.publishMounts(events.ActionMount, &r)
 	e.publish(events.ActionStart, &r, nil)
 	e.rewriteLinkers(&r)
@@ -128,6 +130,8 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		return 0, err
 	}
 
+	e.at("start-prepared")
+
 	// 2. Namespaces and cgroup; the init builds the root while we go on.
 	pid, warnings, err := e.rt.Create(ctx, runtime.Container{
 		ID: r.ID, Bundle: e.containerDir(r.ID), Spec: config, Rootfs: &rootfs,
@@ -145,6 +149,8 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		e.log.Warn(w, "container", r.Name)
 	}
 
+	e.at("start-namespaces")
+
 	// 3. The network, in the new namespace.
 	if err := e.joinNetwork(ctx, c, r, pid); err != nil {
 		return 0, e.initError(ctx, r.ID, pid, err)
@@ -154,6 +160,8 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 			err = errors.Join(err, e.leaveNetwork(context.WithoutCancel(ctx), r))
 		}
 	}()
+
+	e.at("start-network")
 
 	// 4. Clients that attached before, so that they see the first byte.
 	if err := e.connectPending(ctx, c); err != nil {

@@ -94,6 +94,7 @@ func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
 			return err
 		}
 	}
+	e.at("stop-signal")
 	// A stop that was begun is carried out, with its grace, also when the
 	// client leaves.
 	ctx = context.WithoutCancel(ctx)
@@ -110,6 +111,7 @@ func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
 			return err
 		}
 	}
+	e.at("stop-end")
 	r = c.snapshot()
 	e.publish(events.ActionStop, &r, nil)
 	return nil

@@ -5,10 +5,12 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/debug"
 )
 
 // withDebug adds the debug endpoints, which are there while debugging is on:
-// the stacks of all goroutines and the memory's statistics. Profiles are not:
+// the stacks of all goroutines and the memory's statistics, with ?gc=1 without
+// garbage. Profiles are not:
 // net/http/pprof costs half a megabyte of the program; perf(1) does as well.
 func withDebug(h http.Handler, on func() bool) http.Handler {
 	mux := http.NewServeMux()
@@ -18,6 +20,9 @@ func withDebug(h http.Handler, on func() bool) http.Handler {
 		w.Write(stacks())
 	})
 	mux.HandleFunc("GET /debug/vars", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("gc") {
+			debug.FreeOSMemory()
+		}
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")

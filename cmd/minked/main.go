@@ -121,7 +121,22 @@ func openEngine(ctx context.Context, cfg *config, log *slog.Logger) (*engine.Eng
 	return engine.Open(ctx, engine.Config{
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Bridge: cfg.Bridge, BIP: cfg.BIP.Prefix,
 		Settings: cfg.settings(), LogDriver: cfg.LogDriver, LogOpts: cfg.LogOpts, Version: version, Commit: commit, Logger: log,
+		FaultPoint: faultPoint(os.Getenv("MINKE_DIE_AT")),
 	})
+}
+
+// faultPoint ends this process at the step of that name, as kill -9 would; for
+// tests. Nothing is nil, which costs nothing.
+func faultPoint(die string) func(string) {
+	if die == "" {
+		return nil
+	}
+	return func(name string) {
+		if name == die {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
 }
 
 // serve answers requests until ctx ends, then lets short ones finish.
