@@ -59,6 +59,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req
 	if err := checkConfig(&cfg); err != nil {
 		return container.CreateResponse{}, err
 	}
+	if cfg.NetworkDisabled && (host.NetworkMode == "" || host.NetworkMode.IsDefault()) {
+		host.NetworkMode = network.NetworkNone
+	}
 	if err := e.checkHostConfig(host); err != nil {
 		return container.CreateResponse{}, err
 	}
@@ -254,7 +257,7 @@ func merged[V any](base, over map[string]V) map[string]V {
 
 // checkHostConfig refuses what cannot work, and settles names to IDs.
 func (e *Engine) checkHostConfig(h *container.HostConfig) error {
-	if err := spec.CheckResources(h.Resources); err != nil {
+	if err := checkResources(h.Resources); err != nil {
 		return err
 	}
 	if err := checkHost(h); err != nil {

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
@@ -109,6 +111,24 @@ func checkHost(h *container.HostConfig) error {
 		return errdef.Invalid.Errorf("real-time scheduling of control groups is not supported: give the program a priority itself (chrt, with --cap-add sys_nice)")
 	}
 	return checkCPUs(h.CpusetCpus)
+}
+
+// checkResources refuses limits that cannot be, and a null where JSON allows
+// one and nothing else does.
+func checkResources(r container.Resources) error {
+	missing := slices.Contains(r.Ulimits, nil) || slices.Contains(r.BlkioWeightDevice, nil)
+	for _, list := range [][]*blkiodev.ThrottleDevice{r.BlkioDeviceReadBps, r.BlkioDeviceWriteBps, r.BlkioDeviceReadIOps, r.BlkioDeviceWriteIOps} {
+		missing = missing || slices.Contains(list, nil)
+	}
+	if missing {
+		return errdef.Invalid.Errorf("invalid JSON: null in a list of ulimits or of block device limits")
+	}
+	for _, u := range r.Ulimits {
+		if u.Hard != -1 && u.Soft > u.Hard {
+			return errdef.Invalid.Errorf("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+		}
+	}
+	return spec.CheckResources(r)
 }
 
 // checkConfig refuses what could never run as it is meant, in Docker's words.

@@ -545,6 +545,8 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		{"half-a-host", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"ExtraHosts":["x"]}}`, 400, "bad format for add-host"},
 		{"oom-score", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"OomScoreAdj":2000}}`, 400, "range for oom score adj is [-1000, 1000]"},
 		{"swappiness", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"MemorySwappiness":200}}`, 400, "valid memory swappiness range is 0-100"},
+		{"null-in-a-list", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Ulimits":[null]}}`, 400, "null in a list"},
+		{"soft-above-hard", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Ulimits":[{"Name":"nofile","Soft":2,"Hard":1}]}}`, 400, "ulimit soft limit must be less than or equal to hard limit"},
 		{"isolation", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Isolation":"hyperv"}}`, 400, "Invalid isolation"},
 		{"old-hardware-address", "POST", "/v1.41/containers/create", `{"Image":"busybox","MacAddress":"zz"}`, 400, "invalid MAC address"},
 		{"relative-mount", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
