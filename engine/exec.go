@@ -119,7 +119,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 		closeStreams(streams)
 		return nil, nil
 	}
-	a := &Attachment{TTY: x.req.Tty, e: e, keys: x.keys, streams: make(chan *runtime.Streams, 1)}
+	a := &Attachment{TTY: x.req.Tty, e: e, exec: x, keys: x.keys, streams: make(chan *runtime.Streams, 1)}
 	// A client reads the exit code right after the streams end.
 	a.onEnd = func() {
 		select {

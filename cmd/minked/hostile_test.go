@@ -151,3 +151,57 @@ func TestCopiesNeverLeaveTheContainer(t *testing.T) {
 		t.Errorf("files of the host = %v, %v; want only the secret", left, err)
 	}
 }
+
+func TestCopiesAreTheUsersIfAskedFor(t *testing.T) {
+	d := testdaemon.Start(t)
+	c := sh("sleep 600")
+	c.User = "12:34"
+	id := d.RunDetached(testdaemon.Spec{Config: c})
+	for _, tt := range []struct {
+		asUser bool
+		want   string
+	}{{true, "12:34"}, {false, "0:0"}} {
+		if _, err := d.CopyToContainer(t.Context(), id, client.CopyToContainerOptions{DestinationPath: "/tmp", Content: tarOf(t, "f", "", "x"), CopyUIDGID: tt.asUser}); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := d.Exec(id, "stat", "-c", "%u:%g", "/tmp/f"); strings.TrimSpace(out) != tt.want {
+			t.Errorf("copyUIDGID=%v: owner %q, want %s", tt.asUser, out, tt.want)
+		}
+	}
+}
+
+func TestDetachingFromAnExecutionLeavesItRunning(t *testing.T) {
+	d := testdaemon.Start(t)
+	id := d.RunDetached(testdaemon.Spec{Config: sh("sleep 600")})
+	stream := d.Events(t.Context(), client.EventsListOptions{Filters: client.Filters{}.Add("event", "exec_detach")})
+	x, err := d.ExecCreate(t.Context(), id, client.ExecCreateOptions{Cmd: []string{"sh", "-c", "echo ready; sleep 500"}, AttachStdin: true, AttachStdout: true, TTY: true, DetachKeys: "x,y"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := d.ExecAttach(t.Context(), x.ID, client.ExecAttachOptions{TTY: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.Conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := a.Reader.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	a.Conn.Write([]byte("xy"))
+	if _, err := io.ReadAll(a.Reader); err != nil {
+		t.Fatalf("the stream goes on after the detach keys: %v", err)
+	}
+	if got, err := d.ExecInspect(t.Context(), x.ID, client.ExecInspectOptions{}); err != nil || !got.Running {
+		t.Errorf("the execution is %+v, %v; want it to run on", got, err)
+	}
+	select {
+	case m := <-stream.Messages:
+		if m.Actor.Attributes["execID"] != x.ID {
+			t.Errorf("event = %+v, want the execution's ID in it", m)
+		}
+	case err := <-stream.Err:
+		t.Fatal(err)
+	case <-time.After(20 * time.Second):
+		t.Error("no event exec_detach")
+	}
+}

@@ -327,7 +327,7 @@ func (s *Server) archiveGet(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) archivePut(w http.ResponseWriter, r *http.Request) error {
-	o := engine.CopyToOptions{KeepType: boolParam(r, "noOverwriteDirNonDir")}
+	o := engine.CopyToOptions{KeepType: boolParam(r, "noOverwriteDirNonDir"), AsUser: boolParam(r, "copyUIDGID")}
 	if err := s.engine.CopyTo(r.PathValue("id"), r.URL.Query().Get("path"), r.Body, o); err != nil {
 		return err
 	}
