@@ -34,6 +34,7 @@ func silent(t *testing.T, d *testdaemon.Daemon, request string) {
 }
 
 func TestClientsThatStopReadingHoldNobodyUp(t *testing.T) {
+	t.Parallel()
 	d := testdaemon.Start(t)
 	host := logging("json-file", "max-size=1m")
 	id := d.RunDetached(testdaemon.Spec{Name: "chatty", Config: sh("head -c 20000000 /dev/urandom > /big; yes chatter"), Host: host})
@@ -97,6 +98,7 @@ func tarOf(t *testing.T, name, to, content string) io.Reader {
 }
 
 func TestCopiesNeverLeaveTheContainer(t *testing.T) {
+	t.Parallel()
 	d := testdaemon.Start(t)
 	outside := t.TempDir() // on the host; the container has no such directory
 	if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("of the host"), 0o644); err != nil {

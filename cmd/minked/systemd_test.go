@@ -54,6 +54,7 @@ func asSystemd(t *testing.T, l *net.TCPListener, notify string) func(*exec.Cmd) 
 }
 
 func TestServiceOfSystemd(t *testing.T) {
+	t.Parallel()
 	d := testdaemon.Start(t)
 	d.Stop()
 	dir := t.TempDir()

@@ -76,15 +76,7 @@ func TestComposeOfPythonWorksUnchanged(t *testing.T) {
 	}
 	f := foreignClient(t, "", program, "version", "--short")
 	f.dir = "testdata/clients/compose"
-	compose := func(args ...string) string {
-		return f.run(append([]string{program, "-p", "project", "--ansi", "never"}, args...)...)
-	}
-	has := func(what, out, want string) {
-		t.Helper()
-		if !strings.Contains(out, want) {
-			t.Errorf("%s: %q, want %q in it", what, out, want)
-		}
-	}
+	compose, has := f.compose(program), f.has
 	has("build", compose("up", "-d"), "Successfully tagged project_web:latest")
 	has("ps", compose("ps"), "Up (healthy)")
 	has("logs", compose("logs", "--no-color", "web"), "hello world")
@@ -98,6 +90,21 @@ func TestComposeOfPythonWorksUnchanged(t *testing.T) {
 	compose("down", "-t", "0", "-v", "--rmi", "local")
 	if out := f.run(program, "-p", "project", "ps", "-q"); out != "" {
 		t.Errorf("left by down: %q", out)
+	}
+}
+
+// compose is docker-compose of one project.
+func (f foreign) compose(program string) func(args ...string) string {
+	return func(args ...string) string {
+		f.t.Helper()
+		return f.run(append([]string{program, "-p", "project", "--ansi", "never"}, args...)...)
+	}
+}
+
+func (f foreign) has(what, out, want string) {
+	f.t.Helper()
+	if !strings.Contains(out, want) {
+		f.t.Errorf("%s: %q, want %q in it", what, out, want)
 	}
 }
 
@@ -122,15 +129,7 @@ func TestComposeOfGoWorksUnchanged(t *testing.T) {
 	}
 	f := foreignClient(t, "", program, "version", "--short")
 	f.dir = "testdata/clients/compose2"
-	compose := func(args ...string) string {
-		return f.run(append([]string{program, "-p", "project", "--ansi", "never"}, args...)...)
-	}
-	has := func(what, out, want string) {
-		t.Helper()
-		if !strings.Contains(out, want) {
-			t.Errorf("%s: %q, want %q in it", what, out, want)
-		}
-	}
+	compose, has := f.compose(program), f.has
 	has("up", compose("up", "-d"), "Container project-db-1  Healthy")
 	has("ps", compose("ps"), "(healthy)")
 	has("logs", compose("logs", "--no-color", "web"), "hello world")
