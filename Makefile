@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race test-powercut bench fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-powercut soak bench fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -31,6 +31,10 @@ test-race:
 test-powercut: ## a thousand power cuts of the image store, and other file systems; minutes
 	scripts/deps powercut
 	MINKE_POWERCUT=1 go test -count 1 -timeout 30m -v ./internal/powercut
+
+soak: ## 500 containers at once, 10,000 one after the other
+	scripts/deps test
+	go test -run TestSoak -v -timeout 90m ./cmd/minked -soak
 
 bench: build ## beside docker and podman where they are installed
 	go run ./bench

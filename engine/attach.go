@@ -32,7 +32,8 @@ type Attachment struct {
 	keys    []byte
 	streams chan *runtime.Streams // one, or closed if it never starts
 	replay  func(ctx context.Context, stdout, stderr io.Writer) error
-	onEnd   func()
+	onEnd   func() // of an execution: waits for its exit code
+	exec    *execution
 }
 
 // Attach connects to a container, running or not: to one that does not run yet
@@ -51,10 +52,12 @@ func (e *Engine) Attach(ctx context.Context, name string, o AttachOptions) (*Att
 		return nil, errdef.Conflict.Errorf("container %s is paused, unpause the container before attach", r.ID)
 	}
 	a := &Attachment{TTY: r.Config.Tty, e: e, c: c, options: o, keys: keys, streams: make(chan *runtime.Streams, 1)}
-	if o.Logs {
-		a.replay = func(ctx context.Context, stdout, stderr io.Writer) error {
-			return e.copyLogs(ctx, c, LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1}, stdout, stderr)
+	if o.Logs && (o.Stdout || o.Stderr) {
+		logs, err := e.ContainerLogs(c.ID, LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1})
+		if err != nil {
+			return nil, err
 		}
+		a.replay = logs.Copy
 	}
 	if !o.Stream {
 		close(a.streams)
@@ -132,9 +135,6 @@ var ErrDetached = errors.New("detached")
 // Run copies until the process has closed its output, the client is gone, or
 // ctx ends. stdin may be nil; it must return an error when the client leaves.
 func (a *Attachment) Run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error {
-	if a.onEnd != nil {
-		defer a.onEnd()
-	}
 	if a.replay != nil {
 		if err := a.replay(ctx, stdout, stderr); err != nil {
 			return err
@@ -150,7 +150,11 @@ func (a *Attachment) Run(ctx context.Context, stdin io.Reader, stdout, stderr io
 	if s == nil {
 		return nil
 	}
-	return a.copy(ctx, s, stdin, stdout, stderr)
+	err := a.copy(ctx, s, stdin, stdout, stderr)
+	if a.onEnd != nil && err == nil { // else the client is gone, or detached
+		a.onEnd()
+	}
+	return err
 }
 
 // copy moves bytes both ways. It returns when output has ended; input is
@@ -195,7 +199,9 @@ func (a *Attachment) copy(ctx context.Context, s *runtime.Streams, stdin io.Read
 	wg.Wait()
 	select {
 	case <-detached:
-		if a.c != nil {
+		if a.exec != nil {
+			a.e.publishExec(events.ActionExecDetach, a.exec, nil)
+		} else {
 			r := a.c.snapshot()
 			a.e.publish(events.ActionDetach, &r, nil)
 		}

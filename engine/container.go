@@ -36,19 +36,21 @@ type record struct {
 	// Plugged are the devices that it has now of those that come and go.
 	Plugged []device.Node `json:",omitempty"`
 
-	Running      bool // also while waiting for a restart
-	Restarting   bool
-	Paused       bool
-	Removing     bool // a removal was begun; Open finishes it
-	Dead         bool // a removal failed
-	OOMKilled    bool
-	Pid          int
-	ExitCode     int
-	Error        string
-	StartedAt    time.Time
-	FinishedAt   time.Time
-	RestartCount int
-	Health       container.HealthStatus // "" without a check
+	Running    bool // also while waiting for a restart
+	Restarting bool
+	Paused     bool
+	Removing   bool // a removal was begun; Open finishes it
+	// RemovingVolumes is set if it is to take the anonymous volumes along.
+	RemovingVolumes bool
+	Dead            bool // a removal failed
+	OOMKilled       bool
+	Pid             int
+	ExitCode        int
+	Error           string
+	StartedAt       time.Time
+	FinishedAt      time.Time
+	RestartCount    int
+	Health          container.HealthStatus // "" without a check
 	// StoppedByUser keeps restart policies from acting after stop and kill.
 	StoppedByUser bool
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
+	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/internal/tarfs"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
@@ -204,6 +205,10 @@ func (e *Engine) CopyFrom(name, p string) (stat container.PathStat, write func(i
 	if err != nil {
 		return stat, nil, nil, err
 	}
+	if c, err := e.find(name); err == nil {
+		r := c.snapshot()
+		e.publish(events.ActionArchivePath, &r, map[string]string{"path": p})
+	}
 	stat = l.stat(p)
 	as := shownName(p)
 	if as == "/" {
@@ -212,9 +217,20 @@ func (e *Engine) CopyFrom(name, p string) (stat container.PathStat, write func(i
 	return stat, func(w io.Writer) error { return tarfs.Write(w, l.dir, l.name, as) }, func() { l.dir.Close(); t.close() }, nil
 }
 
+// userIn looks a user up in the files of a container.
+func (e *Engine) userIn(root, name string) (spec.User, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return spec.User{}, err
+	}
+	defer dir.Close()
+	return spec.LookUp(name, nil, openIn(dir, "etc/passwd"), openIn(dir, "etc/group"))
+}
+
 // CopyToOptions are those of PUT archive.
 type CopyToOptions struct {
 	KeepType bool // noOverwriteDirNonDir
+	AsUser   bool // all of it is the container's user's, where it has one (copyUIDGID)
 }
 
 // CopyTo unpacks a tar into a directory of a container.
@@ -243,7 +259,15 @@ func (e *Engine) CopyTo(name, dir string, tar io.Reader, o CopyToOptions) error 
 		return err
 	}
 	defer target.Close()
-	if err := tarfs.Extract(tar, target, tarfs.Options{KeepType: o.KeepType}); err != nil {
+	to := tarfs.Options{KeepType: o.KeepType}
+	if o.AsUser && r.Config.User != "" {
+		who, err := e.userIn(t.root, r.Config.User)
+		if err != nil {
+			return err
+		}
+		to.Owner = &tarfs.Owner{UID: int(who.UID), GID: int(who.GID)}
+	}
+	if err := tarfs.Extract(tar, target, to); err != nil {
 		return err
 	}
 	e.publish(events.ActionExtractToDir, &r, map[string]string{"path": dir})
@@ -335,9 +359,10 @@ func withoutOwn(changes []store.Change, own map[string]bool) []store.Change {
 }
 
 // ownTargets are mount points that were made in the container's layer for the
-// files the engine mounts there; nobody wants to see or to commit them.
+// files and file systems that every container has; nobody wants to see or to
+// commit them.
 func (e *Engine) ownTargets(r *record) map[string]bool {
-	out := map[string]bool{}
+	out := map[string]bool{"/dev": true, "/proc": true, "/sys": true}
 	for _, m := range e.ownMounts(r, r.ID) {
 		out[m.Destination] = true
 	}

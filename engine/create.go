@@ -56,6 +56,12 @@ func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req
 	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
 		return container.CreateResponse{}, errdef.Invalid.Errorf("no command specified")
 	}
+	if err := checkConfig(&cfg); err != nil {
+		return container.CreateResponse{}, err
+	}
+	if cfg.NetworkDisabled && (host.NetworkMode == "" || host.NetworkMode.IsDefault()) {
+		host.NetworkMode = network.NetworkNone
+	}
 	if err := e.checkHostConfig(host); err != nil {
 		return container.CreateResponse{}, err
 	}
@@ -113,9 +119,11 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	if err := os.Chmod(filepath.Join(dir, "upper"), 0o755); err != nil {
 		return err
 	}
+	e.at("create-directory")
 	if r.Mounts, made, err = e.resolveMounts(r); err != nil {
 		return err
 	}
+	e.at("create-volumes")
 	releaseMounted, err := e.takeMountedImages(r)
 	defer func() {
 		if err != nil {
@@ -130,9 +138,11 @@ func (e *Engine) createReserved(r *record, release func()) (err error) {
 	}
 	c := newContainer(*r)
 	c.release = func() { release(); releaseMounted() }
+	e.at("create-content")
 	if err := e.saveLocked(c); err != nil { // nobody else has c yet
 		return err
 	}
+	e.at("create-record")
 	e.mu.Lock()
 	e.containers[r.ID] = c
 	e.mu.Unlock()
@@ -247,7 +257,7 @@ func merged[V any](base, over map[string]V) map[string]V {
 
 // checkHostConfig refuses what cannot work, and settles names to IDs.
 func (e *Engine) checkHostConfig(h *container.HostConfig) error {
-	if err := spec.CheckResources(h.Resources); err != nil {
+	if err := checkResources(h.Resources); err != nil {
 		return err
 	}
 	if err := checkHost(h); err != nil {
@@ -283,14 +293,7 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if h.ShmSize == 0 {
 		h.ShmSize = spec.DefaultShmSize
 	}
-	switch h.LogConfig.Type {
-	case "":
-		h.LogConfig.Type = "json-file"
-	case "json-file", "none":
-	default:
-		return errdef.Invalid.Errorf("logging driver %q is not there; minke has json-file and none", h.LogConfig.Type)
-	}
-	if _, err := logOptions(h.LogConfig); err != nil {
+	if err := e.settleLog(&h.LogConfig); err != nil {
 		return err
 	}
 	if h.Runtime != "" && h.Runtime != runtimeName {
@@ -341,22 +344,25 @@ func (e *Engine) settleNamespaces(h *container.HostConfig) error {
 	return settle(h.PidMode.Container(), func(id string) { h.PidMode = container.PidMode(id) })
 }
 
-// wantedNetworks are the endpoints to make, keyed by network name.
+// wantedNetworks are the endpoints to make, keyed by network name. A network
+// need not be there before the start, as in Docker.
 func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingConfig) (map[string]*network.EndpointSettings, error) {
 	out := map[string]*network.EndpointSettings{}
 	if h.NetworkMode.IsContainer() {
 		return out, nil
 	}
 	add := func(name string, s *network.EndpointSettings) error {
-		n, err := e.findNetwork(name)
-		if err != nil {
+		n, err := e.net.Find(name)
+		switch {
+		case errdef.Is(err, errdef.NotFound):
+			n.Name = name
+		case err != nil:
 			return err
 		}
-		if n.ConfigOnly {
-			return errdef.Forbidden.Errorf("network %s is config-only: containers cannot use it", name)
-		}
 		if s == nil {
-			s = &network.EndpointSettings{}
+			if s = out[n.Name]; s == nil {
+				s = &network.EndpointSettings{}
+			}
 		}
 		s = s.Copy()
 		s.NetworkID = n.ID
@@ -373,24 +379,7 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 			}
 		}
 	}
-	n, err := e.findNetwork(string(h.NetworkMode))
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := out[n.Name]; !ok {
-		return out, add(n.Name, nil)
-	}
-	return out, nil
-}
-
-// findNetwork finds a network for a new container. It is no NotFound, which
-// from create means that the image is to be pulled.
-func (e *Engine) findNetwork(name string) (network.Network, error) {
-	n, err := e.net.Find(name)
-	if errdef.Is(err, errdef.NotFound) {
-		return n, errdef.Invalid.Errorf("failed to set up container networking: %w", err)
-	}
-	return n, err
+	return out, add(string(h.NetworkMode), nil)
 }
 
 // reserveName makes name, or one of our choice, the container's.

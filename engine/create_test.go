@@ -1,11 +1,14 @@
 package engine
 
 import (
+	"encoding/json"
 	"syscall"
 	"testing"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
@@ -119,4 +122,44 @@ func TestHostSettingsThatWouldBeIgnoredAreRefused(t *testing.T) {
 	if err := checkHost(&container.HostConfig{UsernsMode: "host", Resources: container.Resources{CpusetCpus: "0"}}); err != nil {
 		t.Errorf("what is fine is refused: %v", err)
 	}
+}
+
+func FuzzCreateRequest(f *testing.F) {
+	f.Add([]byte(`{"Image":"a","Env":["A=b"],"Cmd":"sh","Healthcheck":{"Test":["CMD","x"],"Interval":5},"HostConfig":{"Links":["a:b"],"Binds":["/a:/b:ro"]}}`))
+	f.Add([]byte(`{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"1-"}]},"NetworkMode":"container:","ExtraHosts":["a=::1"],"LogConfig":{"Type":"local"}}}`))
+	f.Add([]byte(`{"HostConfig":{"SecurityOpt":["seccomp={}"],"CapAdd":["ALL"],"Ulimits":[null],"Devices":[{}],"Sysctls":{"":""},"Mounts":[{"Type":"bind"}]}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var req container.CreateRequest
+		if json.Unmarshal(body, &req) != nil || req.Config == nil {
+			return
+		}
+		if req.HostConfig == nil {
+			req.HostConfig = &container.HostConfig{}
+		}
+		cfg := withImageDefaults(*req.Config, dockerspec.DockerOCIImageConfig{})
+		if checkConfig(&cfg) != nil || bare().checkHostConfig(req.HostConfig) != nil {
+			return
+		}
+		if req.HostConfig.Privileged || len(req.HostConfig.Devices) > 0 {
+			return // looks at devices of this machine
+		}
+		// What is taken can be asked about.
+		r := record{ID: "a", Config: &cfg, Host: req.HostConfig}
+		r.links()
+		probeCommand(&r)
+		wantedPorts(&r)
+		hostsContent(&r, nil)
+		bare().createWarnings(r.Host)
+		spec.Generate(spec.Input{ID: "a", Config: bare().withLinks(&r), Host: r.Host, Args: []string{"a"}, Root: "/nosuch"})
+	})
+}
+
+func FuzzDetachKeys(f *testing.F) {
+	f.Add("ctrl-p,ctrl-q")
+	f.Add("a,,ctrl-")
+	f.Fuzz(func(t *testing.T, keys string) {
+		if got, err := parseDetachKeys(keys); err == nil && len(got) == 0 {
+			t.Errorf("parseDetachKeys(%q) = nothing, want keys or an error", keys)
+		}
+	})
 }

@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -44,7 +45,6 @@ import (
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
-	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
 )
 
@@ -58,13 +58,18 @@ type Config struct {
 	Bridge string       // name of the default bridge
 	BIP    netip.Prefix // its address
 
-	Mirrors  []string // registry mirrors, URLs
-	Insecure []string // registries without TLS, host:port or CIDR
+	Settings
+
+	LogDriver string            // of containers that name none; "" is json-file
+	LogOpts   map[string]string // and its options, see CheckLog
 
 	Version string
 	Commit  string
-	Debug   bool
 	Logger  *slog.Logger
+
+	// FaultPoint, if set, is called at each step of a container's life, for
+	// tests that end the process there. See the calls of Engine.at for names.
+	FaultPoint func(name string)
 }
 
 // Engine is a container engine. Open makes one.
@@ -76,7 +81,8 @@ type Engine struct {
 
 	db       *bbolt.DB
 	images   *store.Store
-	registry *registry.Client
+	registry atomic.Pointer[registry.Client] // replaced by Reload
+	settings atomic.Pointer[Settings]        // likewise
 	net      *network.Host
 	volumes  *volume.Store
 	rt       *runtime.Monitor
@@ -95,6 +101,13 @@ type Engine struct {
 	ctx   context.Context // ends with Close
 	close context.CancelFunc
 	wg    sync.WaitGroup // goroutines that watch containers
+}
+
+// at is a place where the process may die.
+func (e *Engine) at(name string) {
+	if e.cfg.FaultPoint != nil {
+		e.cfg.FaultPoint(name)
+	}
 }
 
 // Open opens the data root and takes up what runs. It fails with errdef.Busy
@@ -130,10 +143,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if e.images, err = store.Open(cfg.DataRoot, e.db, store.Options{Logger: cfg.Logger}); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	e.registry, err = registry.New(e.images, e.db, registry.Options{
-		Mirrors: cfg.Mirrors, Insecure: cfg.Insecure, UserAgent: "minke/" + cfg.Version + " (linux; " + oci.Host().Architecture + ")", Logger: cfg.Logger,
-	})
-	if err != nil {
+	if err := e.apply(cfg.Settings); err != nil {
 		return nil, err
 	}
 	e.volumes, err = volume.Open(volume.Options{

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -30,7 +31,12 @@ type execution struct {
 	running bool
 	code    *int
 	pid     int
+	ended   time.Time
 }
+
+// execKept is how long an execution that ended can be inspected, as in Docker.
+// Without a limit an application that is asked each second would fill memory.
+const execKept = 5 * time.Minute
 
 // ExecCreate prepares a process; ExecStart runs it.
 func (e *Engine) ExecCreate(_ context.Context, name string, req container.ExecCreateRequest) (string, error) {
@@ -48,6 +54,7 @@ func (e *Engine) ExecCreate(_ context.Context, name string, req container.ExecCr
 	if err != nil {
 		return "", err
 	}
+	e.forgetOldExecs(c)
 	x := &execution{id: newID(), container: c, req: req, keys: keys}
 	e.mu.Lock()
 	e.execs[x.id] = x
@@ -112,7 +119,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 		closeStreams(streams)
 		return nil, nil
 	}
-	a := &Attachment{TTY: x.req.Tty, e: e, keys: x.keys, streams: make(chan *runtime.Streams, 1)}
+	a := &Attachment{TTY: x.req.Tty, e: e, exec: x, keys: x.keys, streams: make(chan *runtime.Streams, 1)}
 	// A client reads the exit code right after the streams end.
 	a.onEnd = func() {
 		select {
@@ -132,7 +139,7 @@ func (e *Engine) execFailed(x *execution, err error) error {
 	if isStart {
 		code = se.Code
 	}
-	x.started, x.code = true, &code
+	x.started, x.code, x.ended = true, &code, time.Now()
 	e.publishExec(events.ActionExecDie, x, map[string]string{"exitCode": strconv.Itoa(code)})
 	if isStart {
 		return errdef.Invalid.Errorf("OCI runtime exec failed: exec failed: unable to start container process: %w", err)
@@ -149,7 +156,7 @@ func (e *Engine) watchExec(x *execution) {
 		exit.Code = 137
 	}
 	x.mu.Lock()
-	x.running, x.code = false, &exit.Code
+	x.running, x.code, x.ended = false, &exit.Code, time.Now()
 	x.mu.Unlock()
 	e.publishExec(events.ActionExecDie, x, map[string]string{"exitCode": strconv.Itoa(exit.Code)})
 }
@@ -183,7 +190,7 @@ func (e *Engine) execProcess(r *record, req container.ExecCreateRequest) (*specs
 	if cwd == "" {
 		cwd = "/"
 	}
-	cfg := *r.Config
+	cfg := *e.withLinks(r)
 	cfg.Tty = req.Tty
 	return &specs.Process{
 		Terminal: req.Tty, Args: req.Cmd, Cwd: cwd,
@@ -221,17 +228,58 @@ func (e *Engine) ExecInspect(id string) (container.ExecInspectResponse, error) {
 	}, nil
 }
 
-// forgetExecs drops what ran in a container that has stopped.
-func (e *Engine) forgetExecs(c *Container) {
+// forgetOldExecs drops those that ended a while ago.
+func (e *Engine) forgetOldExecs(c *Container) {
+	e.dropExecs(c, func(x *execution) bool {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return !x.ended.IsZero() && time.Since(x.ended) > execKept
+	})
+}
+
+// dropExecs forgets those executions of a container that old chooses.
+func (e *Engine) dropExecs(c *Container, old func(*execution) bool) {
 	c.mu.Lock()
-	ids := slices.Clone(c.execIDs)
-	c.execIDs = nil
+	ids := c.execIDs
+	c.mu.Unlock()
+	drop := map[string]bool{}
+	for _, id := range ids { // without c's lock: an execution's is taken before it
+		if x, err := e.findExec(id); err != nil || old(x) {
+			drop[id] = true
+		}
+	}
+	if len(drop) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.execIDs = slices.DeleteFunc(slices.Clone(c.execIDs), func(id string) bool { return drop[id] })
 	c.mu.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, id := range ids {
+	for id := range drop {
 		delete(e.execs, id)
 	}
+}
+
+// liveExecs are the IDs of those that have not ended, as docker inspect shows.
+func (e *Engine) liveExecs(ids []string) (out []string) {
+	for _, id := range ids {
+		x, err := e.findExec(id)
+		if err != nil {
+			continue
+		}
+		x.mu.Lock()
+		if x.ended.IsZero() {
+			out = append(out, id)
+		}
+		x.mu.Unlock()
+	}
+	return out
+}
+
+// forgetExecs drops what ran in a container that has stopped.
+func (e *Engine) forgetExecs(c *Container) {
+	e.dropExecs(c, func(*execution) bool { return true })
 }
 
 func (e *Engine) publishExec(a events.Action, x *execution, more map[string]string) {

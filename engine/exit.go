@@ -35,24 +35,24 @@ func (e *Engine) watch(c *Container, done chan struct{}) {
 		}
 		c.op.Lock()
 		defer c.op.Unlock()
-		e.ended(c, exit)
+		if e.ended(c, exit) {
+			e.restartLater(c, exit.At.Sub(c.snapshot().StartedAt))
+		}
 	})
 }
 
-// ended cleans up after a container's process and does what its restart policy
-// says. Called with c.op held.
-func (e *Engine) ended(c *Container, exit runtime.Exit) {
+// ended cleans up after a container's process and reports whether its restart
+// policy wants it started again. Called with c.op held.
+func (e *Engine) ended(c *Container, exit runtime.Exit) (again bool) {
+	e.at("exit")
 	e.stopHealth(c)
 	e.forgetExecs(c)
 	r := c.snapshot()
 	if err := e.leaveNetwork(e.ctx, &r); err != nil {
 		e.log.Error("release container's network", "container", c.ID, "err", err)
 	}
-	if err := e.rt.Delete(e.ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
-		e.log.Error("clean up after container", "container", c.ID, "err", err)
-	}
-	e.releaseVolumes(&r)
-	again := !e.closing() && shouldRestart(&r, exit)
+	e.at("exit-network")
+	again = !e.closing() && shouldRestart(&r, exit)
 	kept := false
 	r = e.finish(c, func(r *record) {
 		r.Running, r.Restarting, r.Paused = again, again, false
@@ -64,18 +64,23 @@ func (e *Engine) ended(c *Container, exit runtime.Exit) {
 		c.exits++
 		kept = c.kept
 	})
+	e.at("exit-record")
+	// Not before: the monitor is asked for the exit code until it is recorded.
+	if err := e.rt.Delete(e.ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
+		e.log.Error("clean up after container", "container", c.ID, "err", err)
+	}
+	e.releaseVolumes(&r)
+	e.at("exit-process")
+	e.publishMounts(events.ActionUnmount, &r)
 	e.publish(events.ActionDie, &r, map[string]string{
 		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(r.StartedAt).Seconds())),
 	})
-	e.publishMounts(events.ActionUnmount, &r)
-	switch {
-	case again:
-		e.restartLater(c, exit.At.Sub(r.StartedAt))
-	case r.Host.AutoRemove && !kept:
+	if !again && r.Host.AutoRemove && !kept {
 		if err := e.remove(c, true); err != nil {
 			e.log.Error("remove container", "container", c.ID, "err", err)
 		}
 	}
+	return again
 }
 
 func (e *Engine) closing() bool { return e.ctx.Err() != nil }
@@ -116,16 +121,21 @@ func (e *Engine) restartLater(c *Container, ran time.Duration) {
 		case <-e.ctx.Done():
 			return
 		}
-		c.op.Lock()
-		defer c.op.Unlock()
-		if r := c.snapshot(); !r.Restarting || c.removed {
-			return
-		}
-		if err := e.start(e.ctx, c); err != nil {
-			e.log.Warn("container did not restart", "container", c.ID, "err", err)
-			e.retryStart(c)
-		}
+		e.startAgain(c)
 	})
+}
+
+// startAgain starts a container that still waits for it.
+func (e *Engine) startAgain(c *Container) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if r := c.snapshot(); !r.Restarting || c.removed {
+		return
+	}
+	if err := e.start(e.ctx, c); err != nil {
+		e.log.Warn("container did not start", "container", c.Name, "err", err)
+		e.retryStart(c)
+	}
 }
 
 // retryStart keeps a container whose restart failed on its policy: a port or a

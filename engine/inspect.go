@@ -42,9 +42,9 @@ func (e *Engine) ContainerInspect(name string, size bool) (container.InspectResp
 			Status: r.status(), Running: r.Running, Paused: r.Paused, Restarting: r.Restarting, OOMKilled: r.OOMKilled, Dead: r.Dead,
 			Pid: r.Pid, ExitCode: r.ExitCode, Error: r.Error, StartedAt: stamp(r.StartedAt), FinishedAt: stamp(r.FinishedAt), Health: h.snapshot(),
 		},
-		Image: string(r.Image), LogPath: e.logPath(r.ID), RestartCount: r.RestartCount,
+		Image: string(r.Image), LogPath: e.shownLogPath(&r), RestartCount: r.RestartCount,
 		ResolvConfPath: filepath.Join(dir, resolvFile), HostnamePath: filepath.Join(dir, hostnameFile), HostsPath: filepath.Join(dir, hostsFile),
-		Driver: storageDriver, Platform: "linux", ExecIDs: execs, HostConfig: r.Host, Mounts: slices.Clone(r.Mounts), Config: r.Config,
+		Driver: storageDriver, Platform: "linux", ExecIDs: e.liveExecs(execs), HostConfig: r.Host, Mounts: slices.Clone(r.Mounts), Config: r.Config,
 		GraphDriver:     &storage.DriverData{Name: storageDriver, Data: map[string]string{"UpperDir": filepath.Join(dir, "upper"), "WorkDir": filepath.Join(dir, "work")}},
 		NetworkSettings: e.networkSettings(&r),
 	}
@@ -60,6 +60,15 @@ func (e *Engine) ContainerInspect(name string, size bool) (container.InspectResp
 		out.SizeRw, out.SizeRootFs = &rw, &root
 	}
 	return out, nil
+}
+
+// shownLogPath is the file that log collectors read: Docker shows no other
+// driver's.
+func (e *Engine) shownLogPath(r *record) string {
+	if r.Host.LogConfig.Type != "json-file" {
+		return ""
+	}
+	return e.logPath(r)
 }
 
 // stamp is a time as Docker shows it; never is the year 1.
@@ -138,8 +147,9 @@ func (e *Engine) ContainerList(_ context.Context, o ListOptions) ([]container.Su
 	}
 	now := time.Now()
 	out := make([]container.Summary, len(found))
+	names := e.imageNames()
 	for i, it := range found {
-		out[i] = e.summary(&it.r, it.h, now)
+		out[i] = e.summary(&it.r, it.h, now, names)
 		if o.Size {
 			out[i].SizeRw = e.writtenSize(&it.r)
 			out[i].SizeRootFs = out[i].SizeRw + e.imageSize(&it.r)
@@ -148,9 +158,9 @@ func (e *Engine) ContainerList(_ context.Context, o ListOptions) ([]container.Su
 	return out, nil
 }
 
-func (e *Engine) summary(r *record, h *container.Health, now time.Time) container.Summary {
+func (e *Engine) summary(r *record, h *container.Health, now time.Time, shownImage func(*record) string) container.Summary {
 	s := container.Summary{
-		ID: r.ID, Names: []string{"/" + r.Name}, Image: e.shownImage(r), ImageID: string(r.Image),
+		ID: r.ID, Names: []string{"/" + r.Name}, Image: shownImage(r), ImageID: string(r.Image),
 		Command: strings.Join(append([]string{r.Path}, r.Args...), " "), Created: r.Created.Unix(),
 		Ports: portSummaries(r), Labels: r.Config.Labels, State: r.status(), Status: r.describe(h, now),
 		Mounts: slices.Clone(r.Mounts), NetworkSettings: &container.NetworkSettingsSummary{Networks: e.networkSettings(r).Networks},
@@ -167,14 +177,21 @@ func (e *Engine) summary(r *record, h *container.Health, now time.Time) containe
 	return s
 }
 
-// shownImage is the name the container was made from, or the image's ID where
-// that name has moved on to another image.
-func (e *Engine) shownImage(r *record) string {
-	id, _, err := e.images.Resolve(r.Config.Image)
-	if err != nil || id != r.Image {
-		return string(r.Image)
+// imageNames gives the name a container was made from, or the image's ID where
+// that name has moved on to another image. Each name is looked up once.
+func (e *Engine) imageNames() func(*record) string {
+	ids := map[string]oci.ImageID{}
+	return func(r *record) string {
+		id, known := ids[r.Config.Image]
+		if !known {
+			id, _, _ = e.images.Resolve(r.Config.Image) // "" is no image's
+			ids[r.Config.Image] = id
+		}
+		if id != r.Image {
+			return string(r.Image)
+		}
+		return r.Config.Image
 	}
-	return r.Config.Image
 }
 
 func portSummaries(r *record) []container.PortSummary {

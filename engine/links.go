@@ -1,18 +1,24 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 
+	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
-// A link is a container's own name for another one. It is kept as an entry in
-// /etc/hosts; the variables that Docker once set beside it are not made.
+// A link is a container's own name for another one: an entry in /etc/hosts,
+// kept up to date, and on the default network variables that tell the other's
+// address, ports and variables as they were when the container started.
 type link struct{ name, alias string }
 
 // parseLink reads "name", "name:alias", and "/name:/me/alias", the form in
@@ -83,6 +89,55 @@ func commonAddress(r, other *record) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// withLinks is the container's configuration with the variables of its links.
+// Those that the container sets itself win.
+func (e *Engine) withLinks(r *record) *container.Config {
+	var env []string
+	for _, text := range r.Host.Links {
+		l, err := parseLink(text)
+		if err != nil {
+			continue
+		}
+		_, other, err := e.findRunning(l.name)
+		if err != nil {
+			continue
+		}
+		if ip := commonAddress(r, &other); ip.IsValid() {
+			env = append(env, linkVariables(l.alias, r.Name, ip, &other)...)
+		}
+	}
+	if len(env) == 0 {
+		return r.Config
+	}
+	c := *r.Config
+	c.Env = spec.MergeEnv(env, c.Env)
+	return &c
+}
+
+// linkVariables are those that programs from before user-defined networks read:
+// DB_PORT, DB_PORT_5432_TCP_ADDR, DB_NAME, DB_ENV_…
+func linkVariables(alias, owner string, ip netip.Addr, other *record) (env []string) {
+	prefix := strings.ToUpper(strings.ReplaceAll(alias, "-", "_"))
+	ports := slices.SortedFunc(maps.Keys(other.Config.ExposedPorts), func(a, b network.Port) int {
+		return cmp.Or(strings.Compare(string(a.Proto()), string(b.Proto())), cmp.Compare(a.Num(), b.Num()))
+	})
+	for i, p := range ports {
+		url := fmt.Sprintf("%s://%s", p.Proto(), netip.AddrPortFrom(ip, p.Num()))
+		if i == 0 {
+			env = append(env, prefix+"_PORT="+url)
+		}
+		own := fmt.Sprintf("%s_PORT_%d_%s", prefix, p.Num(), strings.ToUpper(string(p.Proto())))
+		env = append(env, own+"="+url, own+"_ADDR="+ip.String(), fmt.Sprintf("%s_PORT=%d", own, p.Num()), own+"_PROTO="+string(p.Proto()))
+	}
+	env = append(env, fmt.Sprintf("%s_NAME=/%s/%s", prefix, owner, alias))
+	for _, kv := range other.Config.Env {
+		if name, _, ok := strings.Cut(kv, "="); ok && name != "HOME" && name != "PATH" {
+			env = append(env, prefix+"_ENV_"+kv)
+		}
+	}
+	return env
 }
 
 // rewriteLinkers tells those that link to a container its new address.

@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"io"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/minke-os/minke/engine/internal/logs"
@@ -17,6 +19,7 @@ type LogOptions struct {
 	Tail           int // lines; negative: all
 	Since, Until   time.Time
 	Timestamps     bool
+	Details        bool // attributes before each line
 }
 
 // Logs is a container's log, ready to be copied.
@@ -37,22 +40,43 @@ func (e *Engine) ContainerLogs(name string, o LogOptions) (Logs, error) {
 		return Logs{}, err
 	}
 	r := c.snapshot()
-	if r.Host.LogConfig.Type == "none" {
-		return Logs{}, errdef.Unsupported.Errorf("configured logging driver does not support reading")
+	read, err := e.logReader(&r)
+	if err != nil {
+		return Logs{}, err
 	}
 	return Logs{TTY: r.Config.Tty, Copy: func(ctx context.Context, stdout, stderr io.Writer) error {
-		return e.copyLogs(ctx, c, o, stdout, stderr)
+		opts := logs.Options{Tail: o.Tail, Since: o.Since, Until: o.Until}
+		if o.Follow {
+			c.mu.Lock()
+			opts.Follow = c.logsDone
+			c.mu.Unlock()
+		}
+		return read(ctx, opts, o.printer(stdout, stderr))
 	}}, nil
 }
 
-func (e *Engine) copyLogs(ctx context.Context, c *Container, o LogOptions, stdout, stderr io.Writer) error {
-	opts := logs.Options{Tail: o.Tail, Since: o.Since, Until: o.Until}
-	if o.Follow {
-		c.mu.Lock()
-		opts.Follow = c.logsDone
-		c.mu.Unlock()
+// logReader is how the log of a container is read back.
+func (e *Engine) logReader(r *record) (func(context.Context, logs.Options, func(jsonlog.Entry) error) error, error) {
+	switch path := e.logPath(r); {
+	case r.Host.LogConfig.Type == "journald":
+		if err := logs.HasJournal(); err != nil {
+			return nil, errdef.Unsupported.Errorf("configured logging driver does not support reading: %w", err)
+		}
+		return func(ctx context.Context, o logs.Options, each func(jsonlog.Entry) error) error {
+			return logs.ReadJournal(ctx, r.ID, o, each)
+		}, nil
+	case path == "" || uncached(r.Host.LogConfig.Config):
+		return nil, errdef.Unsupported.Errorf("configured logging driver does not support reading")
+	default:
+		return func(ctx context.Context, o logs.Options, each func(jsonlog.Entry) error) error {
+			return logs.Read(ctx, path, o, each)
+		}, nil
 	}
-	err := logs.Read(ctx, e.logPath(c.ID), opts, func(entry jsonlog.Entry) error {
+}
+
+// printer writes entries as docker logs shows them.
+func (o LogOptions) printer(stdout, stderr io.Writer) func(jsonlog.Entry) error {
+	return func(entry jsonlog.Entry) error {
 		w := stdout
 		switch {
 		case entry.Stream == "stderr" && o.Stderr:
@@ -61,13 +85,24 @@ func (e *Engine) copyLogs(ctx context.Context, c *Container, o LogOptions, stdou
 			return nil
 		}
 		line := entry.Line
+		if o.Details {
+			line = append([]byte(details(entry.Attrs)+" "), line...)
+		}
 		if o.Timestamps {
 			line = append([]byte(entry.Time.UTC().Format(rfc3339Nano)+" "), line...)
 		}
 		_, err := w.Write(line)
 		return err
-	})
-	return err
+	}
+}
+
+// details is a=b,c=d with everything odd escaped, as Docker has it.
+func details(attrs map[string]string) string {
+	pairs := make([]string, 0, len(attrs))
+	for _, k := range sortedKeys(attrs) {
+		pairs = append(pairs, url.QueryEscape(k)+"="+url.QueryEscape(attrs[k]))
+	}
+	return strings.Join(pairs, ",")
 }
 
 // rfc3339Nano has all nine digits, so that columns line up as Docker's do.

@@ -65,7 +65,7 @@ func (e *Engine) resolveMounts(r *record) (points []container.MountPoint, made [
 		add(p)
 	}
 	for _, m := range r.Host.Mounts {
-		p, anonymous, err := e.mountPoint(m)
+		p, anonymous, err := e.mountPoint(r.ID, m)
 		if err == nil {
 			err = unique(p.Destination)
 		}
@@ -89,7 +89,7 @@ func (e *Engine) resolveMounts(r *record) (points []container.MountPoint, made [
 		if !filepath.IsAbs(target) {
 			return nil, made, errdef.Invalid.Errorf("invalid volume specification: '%s': the path in the container must be absolute", target)
 		}
-		p, err := e.volumePoint("", target, nil)
+		p, err := e.anonymousPoint(r.ID, volume.Volume{}, target)
 		if err != nil {
 			return nil, made, err
 		}
@@ -108,16 +108,29 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// volumePoint makes sure that the volume exists; name "" makes one up.
+// anonymousPoint makes a volume without a name for a container that is being
+// made. A note in the container's directory comes first, so that the volume of
+// a container that never came to be is found (see removeStray).
+func (e *Engine) anonymousPoint(owner string, v volume.Volume, target string) (container.MountPoint, error) {
+	v.Name = newID()
+	v.Labels = merged(v.Labels, map[string]string{volume.AnonymousLabel: ""})
+	note := filepath.Join(e.containerDir(owner), madeVolumes, v.Name)
+	if err := os.MkdirAll(note, 0o700); err != nil {
+		return container.MountPoint{}, err
+	}
+	return e.volumePointOf(v, target)
+}
+
+// madeVolumes holds, in a container's directory, an empty directory for each
+// volume that was made for it.
+const madeVolumes = "volumes"
+
+// volumePoint makes sure that the volume exists.
 func (e *Engine) volumePoint(name, target string, labels map[string]string) (container.MountPoint, error) {
 	return e.volumePointOf(volume.Volume{Name: name, Labels: labels}, target)
 }
 
 func (e *Engine) volumePointOf(v volume.Volume, target string) (container.MountPoint, error) {
-	if v.Name == "" {
-		v.Name = newID()
-		v.Labels = merged(v.Labels, map[string]string{volume.AnonymousLabel: ""})
-	}
 	v, err := e.createVolume(v)
 	if err != nil {
 		return container.MountPoint{}, err
@@ -189,7 +202,7 @@ func oncePerKind(text, mode string) error {
 }
 
 // mountPoint settles one entry of HostConfig.Mounts.
-func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bool, err error) {
+func (e *Engine) mountPoint(owner string, m mount.Mount) (p container.MountPoint, anonymous bool, err error) {
 	bad := func(format string, args ...any) (container.MountPoint, bool, error) {
 		return p, false, errdef.Invalid.Errorf("invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
 	}
@@ -248,10 +261,15 @@ func (e *Engine) mountPoint(m mount.Mount) (p container.MountPoint, anonymous bo
 				v.Driver, v.Options = o.DriverConfig.Name, o.DriverConfig.Options
 			}
 		}
-		if p, err = e.volumePointOf(v, m.Target); err != nil {
+		if anonymous = m.Source == ""; anonymous {
+			p, err = e.anonymousPoint(owner, v, m.Target)
+		} else {
+			p, err = e.volumePointOf(v, m.Target)
+		}
+		if err != nil {
 			return p, false, err
 		}
-		p.RW, anonymous = !m.ReadOnly, m.Source == ""
+		p.RW = !m.ReadOnly
 	case mount.TypeTmpfs:
 		if m.Source != "" {
 			return bad("field Source must not be specified")

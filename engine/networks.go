@@ -64,6 +64,31 @@ func (e *Engine) joinNetwork(ctx context.Context, c *Container, r *record, pid i
 	return e.networkJoined(c, r, joined)
 }
 
+// findNetworks gives a container that is about to run the networks of the names
+// that it has, where those were not there before or are others by now.
+func (e *Engine) findNetworks(r *record) error {
+	found := make(map[string]*nettypes.EndpointSettings, len(r.Networks))
+	for name, ep := range r.Networks {
+		n, err := e.net.Find(ep.NetworkID)
+		if ep.NetworkID == "" || errdef.Is(err, errdef.NotFound) {
+			n, err = e.net.Find(name)
+		}
+		switch {
+		case errdef.Is(err, errdef.NotFound):
+			return errdef.NotFound.Errorf("failed to set up container networking: %w", err)
+		case err != nil:
+			return err
+		case n.ConfigOnly:
+			return errdef.Forbidden.Errorf("network %s is config-only: containers cannot use it", name)
+		}
+		ep = ep.Copy()
+		ep.NetworkID = n.ID
+		found[n.Name] = ep
+	}
+	r.Networks = found
+	return nil
+}
+
 // networkJoined records what the container got, and writes it where the
 // container looks.
 func (e *Engine) networkJoined(c *Container, r *record, joined network.Joined) error {

@@ -43,7 +43,7 @@ func (e *Engine) pullRefs(ctx context.Context, name, tag string, o PullOptions) 
 	if err != nil || !all {
 		return []oci.Reference{ref}, err
 	}
-	tags, err := e.registry.Tags(ctx, ref, o.Credentials)
+	tags, err := e.registry.Load().Tags(ctx, ref, o.Credentials)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func joinReference(name, tag string) (ref oci.Reference, all bool, err error) {
 }
 
 func (e *Engine) pull(ctx context.Context, ref oci.Reference, o PullOptions) (oci.ImageID, error) {
-	id, err := e.registry.Pull(ctx, ref, registry.PullOptions{
+	id, err := e.registry.Load().Pull(ctx, ref, registry.PullOptions{
 		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, Progress: o.Progress,
 	})
 	// The containers need the memory that this took, and the collector would

@@ -33,7 +33,7 @@ func (e *Engine) ImagePush(ctx context.Context, name, tag string, o PushOptions)
 		return err
 	}
 	for _, ref := range refs {
-		done, err := e.registry.Push(ctx, ref, registry.PushOptions{Credentials: o.Credentials, Progress: o.Progress})
+		done, err := e.registry.Load().Push(ctx, ref, registry.PushOptions{Credentials: o.Credentials, Progress: o.Progress})
 		if err != nil {
 			return err
 		}
@@ -73,7 +73,7 @@ func (e *Engine) pushRefs(ref oci.Reference, all bool) ([]oci.Reference, error) 
 // RegistryLogin tries credentials and returns a token that can stand for the
 // password, if the registry gives such.
 func (e *Engine) RegistryLogin(ctx context.Context, server string, c registry.Credentials) (identity string, err error) {
-	return e.registry.Login(ctx, server, c)
+	return e.registry.Load().Login(ctx, server, c)
 }
 
 // DistributionInspect describes what a registry has under a name.
@@ -82,5 +82,5 @@ func (e *Engine) DistributionInspect(ctx context.Context, name string, c registr
 	if err != nil {
 		return registry.Description{}, errdef.Invalid.Wrap(err)
 	}
-	return e.registry.Inspect(ctx, ref, c)
+	return e.registry.Load().Inspect(ctx, ref, c)
 }

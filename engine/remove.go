@@ -33,8 +33,7 @@ func (e *Engine) ContainerRemove(ctx context.Context, name string, o RemoveOptio
 			}
 			return errdef.Conflict.Errorf("cannot remove container %q: container is %s: %s", "/"+r.Name, state, how)
 		}
-		now := 0
-		if err := e.stop(context.WithoutCancel(ctx), c, StopOptions{Signal: "SIGKILL", Timeout: &now}); err != nil {
+		if err := e.kill(context.WithoutCancel(ctx), c); err != nil {
 			return err
 		}
 	}
@@ -52,17 +51,21 @@ func (e *Engine) remove(c *Container, volumes bool) error {
 	if c.removed {
 		return nil
 	}
-	r := e.finish(c, func(r *record) { r.Removing = true })
+	r := e.finish(c, func(r *record) { r.Removing, r.RemovingVolumes = true, volumes })
+	e.at("remove-mark")
 	if err := os.RemoveAll(e.containerDir(r.ID)); err != nil {
 		e.change(c, func(r *record) { r.Removing, r.Dead = false, true })
 		return fmt.Errorf("remove container %s: %w", r.Name, err)
 	}
+	e.at("remove-directory")
 	if volumes {
 		e.removeAnonymous(&r)
 	}
+	e.at("remove-volumes")
 	if err := e.forget(r.ID); err != nil {
 		return err
 	}
+	e.at("remove-record")
 	c.release()
 	e.mu.Lock()
 	delete(e.containers, r.ID)

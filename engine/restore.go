@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/mount"
 
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 	"github.com/minke-os/minke/runtime"
 )
@@ -51,10 +53,11 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	// Then what ended, or was never quite started or recorded.
 	for id := range found {
-		if c := e.containers[id]; c == nil || !c.Running {
-			if err := e.rt.Delete(ctx, id); err != nil {
-				e.log.Error("remove a container that no record knows", "container", id, "err", err)
-			}
+		if c := e.containers[id]; c != nil && c.runs() && found[id].Status == runtime.Stopped {
+			continue // settle does it
+		}
+		if err := e.clear(ctx, found[id]); err != nil {
+			e.log.Error("remove a process that no record knows", "container", id, "err", err)
 		}
 	}
 	if err := e.net.Reconcile(ctx); err != nil {
@@ -66,14 +69,35 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err := e.removeStray(known); err != nil {
 		return err
 	}
+	var start []*Container
 	for _, c := range e.all() {
 		c.op.Lock()
-		if !adopted[c.ID] {
-			e.settle(ctx, c, found[c.ID].Exit)
+		if !adopted[c.ID] && e.settle(c, found[c.ID].Exit) {
+			start = append(start, c)
 		}
 		c.op.Unlock()
 	}
+	e.startAll(start)
 	return nil
+}
+
+// clear ends what a start that was broken off has left. Its client never heard
+// that it ran.
+func (e *Engine) clear(ctx context.Context, s runtime.State) error {
+	if s.Status == runtime.Running || s.Status == runtime.Paused {
+		if err := e.rt.Kill(ctx, s.ID, syscall.SIGKILL, true); err != nil {
+			return err
+		}
+		if s.Status == runtime.Paused {
+			if err := e.rt.Resume(ctx, s.ID); err != nil {
+				return err
+			}
+		}
+		if _, err := e.rt.Wait(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	return e.rt.Delete(ctx, s.ID)
 }
 
 // keepLayers keeps a stack of layers from garbage collection. The function it
@@ -136,32 +160,82 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 	e.startHealth(c, &r, r.Health)
 }
 
-// settle does with one container that does not run what its record says. exit
-// is how it ended if the monitor still knew. Called with c.op held.
-func (e *Engine) settle(ctx context.Context, c *Container, exit *runtime.Exit) {
+// settle does with one container that does not run what its record says, and
+// reports whether it is to be started; it then counts as restarting. exit is
+// how it ended if the monitor still knew. Called with c.op held.
+func (e *Engine) settle(c *Container, exit *runtime.Exit) (start bool) {
 	r := c.snapshot()
 	switch {
 	case r.Removing || r.Dead:
-		if err := e.remove(c, r.Host.AutoRemove); err != nil {
+		if err := e.remove(c, r.Host.AutoRemove || r.RemovingVolumes); err != nil {
 			e.log.Error("finish removal of container", "container", r.Name, "err", err)
 		}
 	case r.Restarting:
-		e.restartLater(c, 0)
+		return true
 	case r.Running && exit != nil:
-		e.ended(c, *exit)
+		return e.ended(c, *exit)
 	case r.Running:
 		// The machine went down under it.
-		e.ended(c, runtime.Exit{Code: lostCode, At: time.Now()})
+		return e.ended(c, runtime.Exit{Code: lostCode, At: time.Now()})
 	case r.Host.AutoRemove && !r.StartedAt.IsZero():
 		if err := e.remove(c, true); err != nil {
 			e.log.Error("remove container", "container", r.Name, "err", err)
 		}
 	case startsAtBoot(&r):
-		if err := e.start(ctx, c); err != nil {
-			e.log.Warn("container did not start", "container", r.Name, "err", err)
-			e.retryStart(c)
+		e.change(c, func(r *record) { r.Running, r.Restarting = true, true })
+		return true
+	}
+	return false
+}
+
+const (
+	startsAtOnce = 4                // containers that start at the same time: a small board has no more to give
+	needsWait    = 10 * time.Second // how long one waits for those it needs
+)
+
+// startAll starts containers in the background, each after those of them that
+// it needs: whose namespaces it joins, or to which it links.
+func (e *Engine) startAll(list []*Container) {
+	tried := map[string]chan struct{}{}
+	for _, c := range list {
+		tried[c.ID] = make(chan struct{})
+	}
+	slots := make(chan struct{}, startsAtOnce)
+	for _, c := range list {
+		r := c.snapshot()
+		e.wg.Go(func() {
+			defer close(tried[c.ID])
+			limit := time.After(needsWait)
+			for _, id := range e.needs(&r) {
+				if tried[id] == nil {
+					continue // it runs, or is not to
+				}
+				select {
+				case <-tried[id]:
+				case <-limit:
+				case <-e.ctx.Done():
+					return
+				}
+			}
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			e.startAgain(c)
+		})
+	}
+}
+
+// needs are the IDs of those containers that have to run before r does.
+func (e *Engine) needs(r *record) (ids []string) {
+	names := []string{r.Host.NetworkMode.ConnectedContainer(), r.Host.PidMode.Container(), r.Host.IpcMode.Container()}
+	for _, l := range r.links() {
+		names = append(names, l.name)
+	}
+	for _, name := range names {
+		if c, err := e.find(name); name != "" && err == nil {
+			ids = append(ids, c.ID)
 		}
 	}
+	return ids
 }
 
 // lostCode is the exit code of a container whose end nobody saw, as in Docker.
@@ -174,7 +248,8 @@ func startsAtBoot(r *record) bool {
 	return !r.StartedAt.IsZero() && p.IsAlways() && r.StoppedByUser
 }
 
-// removeStray deletes directories of containers whose record was never written.
+// removeStray deletes directories of containers whose record was never written,
+// and the volumes without a name that were made for them.
 func (e *Engine) removeStray(known map[string]bool) error {
 	dir := filepath.Join(e.cfg.DataRoot, "containers")
 	entries, err := os.ReadDir(dir)
@@ -184,6 +259,12 @@ func (e *Engine) removeStray(known map[string]bool) error {
 	for _, d := range entries {
 		if known[d.Name()] {
 			continue
+		}
+		made, _ := os.ReadDir(filepath.Join(dir, d.Name(), madeVolumes)) // mostly there is none
+		for _, v := range made {
+			if err := e.volumes.Remove(v.Name()); err != nil && !errdef.Is(err, errdef.NotFound) {
+				e.log.Error("remove stray volume", "volume", v.Name(), "err", err)
+			}
 		}
 		if err := os.RemoveAll(filepath.Join(dir, d.Name())); err != nil {
 			e.log.Error("remove stray container directory", "dir", d.Name(), "err", err)

@@ -9,12 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -60,12 +58,14 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 		e.startFailed(c, err)
 		return startError(&r, err)
 	}
+	e.at("start-process")
 	done := make(chan struct{})
 	r = e.change(c, func(r *record) {
 		r.Running, r.Restarting, r.Pid, r.StartedAt = true, false, pid, time.Now().UTC()
 		r.ExitCode, r.Error, r.OOMKilled, r.Health = 0, "", false, ""
 		c.logsDone = done
 	})
+	e.at("start-record")
 	e.publishMounts(events.ActionMount, &r)
 	e.publish(events.ActionStart, &r, nil)
 	e.rewriteLinkers(&r)
@@ -80,6 +80,9 @@ func (e *Engine) start(ctx context.Context, c *Container) error {
 // startProcess is the way from a record to a running process.
 func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid int, err error) {
 	// 1. All that is known before there is a process.
+	if err := e.findNetworks(r); err != nil {
+		return 0, err
+	}
 	mounts, err := e.startMounts(ctx, r)
 	if err != nil {
 		return 0, err
@@ -109,7 +112,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		e.change(c, func(r *record) { r.Plugged = plugged })
 	}
 	in := spec.Input{
-		ID: r.ID, Config: r.Config, Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
+		ID: r.ID, Config: e.withLinks(r), Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
 		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
 	}
 	if err := e.joinNamespaces(&in); err != nil {
@@ -122,10 +125,12 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err != nil {
 		return 0, err
 	}
-	log, err := e.logTarget(r)
+	log, err := e.logTarget(ctx, r)
 	if err != nil {
 		return 0, err
 	}
+
+	e.at("start-prepared")
 
 	// 2. Namespaces and cgroup; the init builds the root while we go on.
 	pid, warnings, err := e.rt.Create(ctx, runtime.Container{
@@ -144,6 +149,8 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 		e.log.Warn(w, "container", r.Name)
 	}
 
+	e.at("start-namespaces")
+
 	// 3. The network, in the new namespace.
 	if err := e.joinNetwork(ctx, c, r, pid); err != nil {
 		return 0, e.initError(ctx, r.ID, pid, err)
@@ -153,6 +160,8 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 			err = errors.Join(err, e.leaveNetwork(context.WithoutCancel(ctx), r))
 		}
 	}()
+
+	e.at("start-network")
 
 	// 4. Clients that attached before, so that they see the first byte.
 	if err := e.connectPending(ctx, c); err != nil {
@@ -413,47 +422,4 @@ func extraHosts(r *record, gateway netip.Addr) (b []byte) {
 func cgroupV2() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
-}
-
-// Defaults of the json-file log: kind to flash, and enough to find a fault.
-const (
-	defaultLogSize  = 10 << 20
-	defaultLogFiles = 3
-)
-
-// logOptions reads max-size and max-file; other options are labels for log
-// collectors and mean nothing here.
-func logOptions(c container.LogConfig) (runtime.Log, error) {
-	l := runtime.Log{MaxSize: defaultLogSize, MaxFiles: defaultLogFiles}
-	if s := c.Config["max-size"]; s != "" {
-		n, err := units.RAMInBytes(s)
-		if err != nil {
-			return l, errdef.Invalid.Errorf("invalid value for 'max-size': %q; want for example 10m", s)
-		}
-		l.MaxSize = max(n, 0)
-		if c.Config["max-file"] == "" {
-			l.MaxFiles = 1
-		}
-	}
-	if s := c.Config["max-file"]; s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			return l, errdef.Invalid.Errorf("invalid value for 'max-file': %q; want a number from 1", s)
-		}
-		l.MaxFiles = n
-	}
-	return l, nil
-}
-
-func (e *Engine) logTarget(r *record) (runtime.Log, error) {
-	if r.Host.LogConfig.Type == "none" {
-		return runtime.Log{}, nil
-	}
-	l, err := logOptions(r.Host.LogConfig)
-	l.Path = e.logPath(r.ID)
-	return l, err
-}
-
-func (e *Engine) logPath(id string) string {
-	return filepath.Join(e.containerDir(id), id+"-json.log")
 }

@@ -41,15 +41,39 @@ func (e *Engine) ContainerStop(ctx context.Context, name string, o StopOptions) 
 	return err
 }
 
-func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
-	r := e.change(c, func(r *record) { r.StoppedByUser = true })
-	if r.Restarting {
-		c.op.Lock()
-		e.giveUpRestart(c)
-		c.op.Unlock()
-		if r = c.snapshot(); !r.Running { // else it had just started
-			return nil
+// kill ends a container at once, and its restarts.
+func (e *Engine) kill(ctx context.Context, c *Container) error {
+	r := e.noRestart(c)
+	if !r.Running {
+		return nil
+	}
+	if err := e.signal(ctx, c, syscall.SIGKILL, true); err != nil {
+		return err
+	}
+	if r.Paused { // v1's freezer holds back even SIGKILL
+		if err := e.resume(ctx, c); err != nil {
+			return err
 		}
+	}
+	return e.waitStopped(ctx, c)
+}
+
+// noRestart has restart policies leave the container alone from now on.
+func (e *Engine) noRestart(c *Container) record {
+	r := e.change(c, func(r *record) { r.StoppedByUser = true })
+	if !r.Restarting {
+		return r
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	e.giveUpRestart(c)
+	return c.snapshot() // it may just have started
+}
+
+func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
+	r := e.noRestart(c)
+	if !r.Running {
+		return nil
 	}
 	sig, err := signalOf(o.Signal, r.Config.StopSignal, syscall.SIGTERM)
 	if err != nil {
@@ -70,6 +94,7 @@ func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
 			return err
 		}
 	}
+	e.at("stop-signal")
 	// A stop that was begun is carried out, with its grace, also when the
 	// client leaves.
 	ctx = context.WithoutCancel(ctx)
@@ -86,6 +111,7 @@ func (e *Engine) stop(ctx context.Context, c *Container, o StopOptions) error {
 			return err
 		}
 	}
+	e.at("stop-end")
 	r = c.snapshot()
 	e.publish(events.ActionStop, &r, nil)
 	return nil

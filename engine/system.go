@@ -25,18 +25,19 @@ func (e *Engine) Info() (system.Info, error) {
 		return system.Info{}, err
 	}
 	host, _ := os.Hostname()
+	set := e.settings.Load()
 	info := system.Info{
 		ID: e.id, Images: len(images), Driver: storageDriver, DriverStatus: [][2]string{{"Backing Filesystem", "file store, each content once"}},
 		MemoryLimit: true, SwapLimit: swapAccounted(), CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
-		OomKillDisable: !cgroupV2(), IPv4Forwarding: forwards(), Warnings: hostWarnings(), Debug: e.cfg.Debug,
+		OomKillDisable: !cgroupV2(), IPv4Forwarding: forwards(), Warnings: hostWarnings(), Debug: set.Debug,
 		NFd: openFiles(), NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), NEventsListener: e.events.Listeners(),
-		LoggingDriver: "json-file", CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		LoggingDriver: e.defaultLog().Type, CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: e.registryConfig(), NCPU: runtime.NumCPU(), MemTotal: memTotal(),
-		DockerRootDir: e.cfg.DataRoot, Name: host, Labels: []string{}, ServerVersion: e.cfg.Version,
+		DockerRootDir: e.cfg.DataRoot, Name: host, Labels: append([]string{}, set.Labels...), ServerVersion: e.cfg.Version,
 		Runtimes: map[string]system.RuntimeWithStatus{runtimeName: {Runtime: system.Runtime{Path: e.cfg.Runtime}}}, DefaultRuntime: runtimeName, InitBinary: path.Base(initPath),
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
-		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
+		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: logDrivers},
 	}
 	if cgroupV2() {
 		info.CgroupVersion = "2"
@@ -57,11 +58,12 @@ func (e *Engine) Info() (system.Info, error) {
 }
 
 func (e *Engine) registryConfig() *registry.ServiceConfig {
-	c := &registry.ServiceConfig{Mirrors: e.cfg.Mirrors, IndexConfigs: map[string]*registry.IndexInfo{}}
-	for _, name := range e.cfg.Insecure {
+	set := e.settings.Load()
+	c := &registry.ServiceConfig{Mirrors: set.Mirrors, IndexConfigs: map[string]*registry.IndexInfo{}}
+	for _, name := range set.Insecure {
 		c.IndexConfigs[name] = &registry.IndexInfo{Name: name, Mirrors: []string{}}
 	}
-	c.IndexConfigs["docker.io"] = &registry.IndexInfo{Name: "docker.io", Mirrors: e.cfg.Mirrors, Secure: true, Official: true}
+	c.IndexConfigs["docker.io"] = &registry.IndexInfo{Name: "docker.io", Mirrors: set.Mirrors, Secure: true, Official: true}
 	return c
 }
 

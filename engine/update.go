@@ -97,7 +97,7 @@ func set[T comparable](field *T, value T) {
 }
 
 func checkUpdate(h *container.HostConfig, u container.UpdateConfig) error {
-	if err := spec.CheckResources(h.Resources); err != nil {
+	if err := checkResources(h.Resources); err != nil {
 		return err
 	}
 	if err := container.ValidateRestartPolicy(u.RestartPolicy); err != nil {

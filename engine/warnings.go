@@ -4,12 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
@@ -86,7 +90,79 @@ func checkHost(h *container.HostConfig) error {
 	if h.UsernsMode != "" && !h.UsernsMode.IsHost() {
 		return errdef.Invalid.Errorf("invalid user namespace mode %q: minke has only the host's", h.UsernsMode)
 	}
+	for _, entry := range h.ExtraHosts {
+		if name, addr, ok := strings.Cut(strings.Replace(entry, "=", ":", 1), ":"); !ok || name == "" || addr == "" {
+			return errdef.Invalid.Errorf("bad format for add-host: %q", entry)
+		}
+	}
+	r := h.Resources
+	switch {
+	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
+		return errdef.Invalid.Errorf("invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
+	case h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000:
+		return errdef.Invalid.Errorf("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
+	case h.Isolation != "" && !h.Isolation.IsDefault():
+		return errdef.Invalid.Errorf("Invalid isolation: %q - linux only supports 'default'", h.Isolation)
+	case r.IOMaximumBandwidth != 0:
+		return errdef.Invalid.Errorf("Invalid QoS settings: linux does not support Maximum IO Bandwidth")
+	case r.IOMaximumIOps != 0:
+		return errdef.Invalid.Errorf("Invalid QoS settings: linux does not support Maximum IO IOPs")
+	case r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0:
+		return errdef.Invalid.Errorf("real-time scheduling of control groups is not supported: give the program a priority itself (chrt, with --cap-add sys_nice)")
+	}
 	return checkCPUs(h.CpusetCpus)
+}
+
+// checkResources refuses limits that cannot be, and a null where JSON allows
+// one and nothing else does.
+func checkResources(r container.Resources) error {
+	missing := slices.Contains(r.Ulimits, nil) || slices.Contains(r.BlkioWeightDevice, nil)
+	for _, list := range [][]*blkiodev.ThrottleDevice{r.BlkioDeviceReadBps, r.BlkioDeviceWriteBps, r.BlkioDeviceReadIOps, r.BlkioDeviceWriteIOps} {
+		missing = missing || slices.Contains(list, nil)
+	}
+	if missing {
+		return errdef.Invalid.Errorf("invalid JSON: null in a list of ulimits or of block device limits")
+	}
+	for _, u := range r.Ulimits {
+		if u.Hard != -1 && u.Soft > u.Hard {
+			return errdef.Invalid.Errorf("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+		}
+	}
+	return spec.CheckResources(r)
+}
+
+// checkConfig refuses what could never run as it is meant, in Docker's words.
+func checkConfig(c *container.Config) error {
+	for _, kv := range c.Env {
+		if kv == "" || kv[0] == '=' {
+			return errdef.Invalid.Errorf("invalid environment variable: %s", kv)
+		}
+	}
+	if _, err := signalOf(c.StopSignal, "", 0); err != nil {
+		return err
+	}
+	if c.WorkingDir != "" && !path.IsAbs(c.WorkingDir) {
+		return errdef.Invalid.Errorf("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
+	}
+	return checkHealth(c.Healthcheck)
+}
+
+func checkHealth(h *container.HealthConfig) error {
+	if h == nil {
+		return nil
+	}
+	for _, d := range []struct {
+		name string
+		time.Duration
+	}{{"Interval", h.Interval}, {"Timeout", h.Timeout}, {"StartPeriod", h.StartPeriod}, {"StartInterval", h.StartInterval}} {
+		if d.Duration != 0 && d.Duration < time.Millisecond {
+			return errdef.Invalid.Errorf("%s in Healthcheck cannot be less than 1ms", d.name)
+		}
+	}
+	if h.Retries < 0 {
+		return errdef.Invalid.Errorf("Retries in Healthcheck cannot be negative")
+	}
+	return nil
 }
 
 // checkCPUs refuses processors that this host has not.

@@ -47,3 +47,21 @@ func TestParsePlatform(t *testing.T) {
 		t.Errorf("ParsePlatform(a/b/c/d) = %v, want an error", p)
 	}
 }
+
+func FuzzParseReference(f *testing.F) {
+	f.Add("busybox")
+	f.Add("example.com:5000/a/b:c@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
+	f.Add("a//b:")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseReference(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseReference(r.String()); err != nil || again != r {
+			t.Errorf("ParseReference(%q) = %+v, %v; want %+v as from %q", r.String(), again, err, r, s)
+		}
+		if again, err := ParseReference(r.Familiar()); err != nil || again != r {
+			t.Errorf("ParseReference(%q) = %+v, %v; want %+v as from %q", r.Familiar(), again, err, r, s)
+		}
+	})
+}

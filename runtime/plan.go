@@ -26,7 +26,7 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 		Terminal: s.Process.Terminal, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 		Inherit: len(c.Inherit) == 3, Bundle: c.Bundle,
 		OOMScoreAdj: s.Process.OOMScoreAdj,
-		Log:         wire.Log{Path: c.Log.Path, MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles},
+		Log:         wire.Log(c.Log),
 		Namespaces:  s.Linux.Namespaces,
 		CgroupsPath: s.Linux.CgroupsPath, Resources: s.Linux.Resources,
 	}

@@ -61,10 +61,27 @@ type Container struct {
 
 // Log says where output goes. The zero value discards it.
 type Log struct {
-	Path     string // json-file format, see package runtime/jsonlog
+	Path     string // json-file format, see package runtime/jsonlog; "": no file
 	MaxSize  int64  // bytes; at this size the file is rotated; 0: never
 	MaxFiles int    // files kept, the current one included; at least 1
+	Compress bool   // rotated files, with gzip
+	Attrs    string // a JSON object for each entry, or ""
+
+	// Buffer, if not 0, is how many bytes of output wait in memory for a slow
+	// disk or service. Beyond that output is lost rather than that the container
+	// waits; so is what waits when the monitor dies.
+	Buffer int
+
+	// Forward, if set, is a service that gets the output, too. Path may be
+	// empty then.
+	Forward *Forward
 }
+
+// Forward names a log service by its socket: journald's or a syslog's.
+type Forward = wire.Forward
+
+// Syslog is how a line to a syslog looks.
+type Syslog = wire.Syslog
 
 // An Exit says how a process ended.
 type Exit struct {

@@ -2,22 +2,32 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
+	"reflect"
+	"slices"
+	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/spf13/pflag"
+
+	"github.com/minke-os/minke/engine"
 )
 
 // config is what flags and the configuration file say. Its JSON names are the
-// flags' names, as dockerd's daemon.json has them; flags win.
+// flags' names, as dockerd's daemon.json has them, in the plural where a flag
+// may be repeated. What is said in both places is refused, as by dockerd.
 type config struct {
 	DataRoot   string   `json:"data-root"`
 	ExecRoot   string   `json:"exec-root"`
 	Hosts      []string `json:"hosts"`
+	Group      string   `json:"group"`
 	Bridge     string   `json:"bridge"`
 	BIP        prefix   `json:"bip"`
 	PidFile    string   `json:"pidfile"`
@@ -35,6 +45,13 @@ type config struct {
 	Engine     string   `json:"engine"`
 	SupListen  []string `json:"supervisor-listen"`
 	BootDir    string   `json:"boot-dir"`
+	Labels     []string `json:"labels"`
+	LogDriver  string   `json:"log-driver"`
+	LogOpts    options  `json:"log-opts"`
+	// LiveRestore is always so; it is here for files that were written for dockerd.
+	LiveRestore bool `json:"live-restore"`
+
+	validate bool // only say whether this is all right
 }
 
 const defaultConfigFile = "/etc/minke/minked.json"
@@ -45,15 +62,19 @@ func parse(args []string) (*config, error) {
 	c := &config{
 		DataRoot: "/var/lib/minke", ExecRoot: "/run/minke", Hosts: []string{"unix:///run/minke/engine.sock"},
 		Bridge: "minke0", LogLevel: "info", PidFile: "/run/minke/minked.pid", Supervisor: true,
+		LogDriver: "json-file", LiveRestore: true, LogOpts: options{},
 		TLSCA: "/etc/minke/ca.pem", TLSCert: "/etc/minke/cert.pem", TLSKey: "/etc/minke/key.pem",
 	}
-	if err := c.readFile(configFile(args)); err != nil {
+	path, named := configFile(args)
+	inFile, err := c.readFile(path, named)
+	if err != nil {
 		return nil, err
 	}
 	f := pflag.NewFlagSet("minked", pflag.ContinueOnError)
 	f.StringVar(&c.DataRoot, "data-root", c.DataRoot, "directory of what survives reboots: images, containers, volumes")
 	f.StringVar(&c.ExecRoot, "exec-root", c.ExecRoot, "directory of what does not: sockets and the state of what runs")
-	f.StringArrayVarP(&c.Hosts, "host", "H", c.Hosts, "address to serve the API on (unix:///path, tcp://host:port); may be repeated")
+	f.StringArrayVarP(&c.Hosts, "host", "H", c.Hosts, "address to serve the API on (unix:///path, tcp://host:port, fd:// for systemd's sockets); may be repeated")
+	f.StringVarP(&c.Group, "group", "G", c.Group, "group that may use unix sockets; the default is docker's where there is one")
 	f.StringVarP(&c.Bridge, "bridge", "b", c.Bridge, "bridge of the default network; one that exists is used and never changed")
 	f.Var(&c.BIP, "bip", "address of that bridge, as 172.17.0.1/16")
 	f.StringVarP(&c.PidFile, "pidfile", "p", c.PidFile, "file to write the process ID to")
@@ -71,6 +92,11 @@ func parse(args []string) (*config, error) {
 	f.StringVar(&c.Engine, "engine", c.Engine, "supervise another engine at this address (unix:///var/run/docker.sock) instead of running our own")
 	f.StringArrayVar(&c.SupListen, "supervisor-listen", c.SupListen, "host:port of the Supervisor API; may be repeated (default: loopback and the supervisor's own network)")
 	f.StringVar(&c.BootDir, "boot-dir", c.BootDir, "directory of config.json and device-type.json")
+	f.StringArrayVar(&c.Labels, "label", c.Labels, "key=value label of this daemon, shown by docker info; may be repeated")
+	f.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "log driver of containers that name none")
+	f.Var(&c.LogOpts, "log-opt", "key=value option of that driver; may be repeated")
+	f.BoolVar(&c.LiveRestore, "live-restore", c.LiveRestore, "accepted: containers always outlive this process")
+	f.BoolVar(&c.validate, "validate", false, "say whether flags and file are all right, and end")
 	f.String("config-file", defaultConfigFile, "file with these settings in JSON")
 	f.SortFlags = false
 	showVersion := f.BoolP("version", "v", false, "print the version")
@@ -88,13 +114,49 @@ func parse(args []string) (*config, error) {
 	case f.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q; see minked --help", f.Arg(0))
 	}
-	if _, err := parseLevel(c.LogLevel); err != nil {
+	if err := conflicts(f, inFile, path); err != nil {
 		return nil, err
 	}
-	if c.Engine != "" && !c.Supervisor {
-		return nil, errors.New("--engine without a supervisor leaves nothing to do")
+	return c, c.check()
+}
+
+// check says what is wrong beyond the words' forms.
+func (c *config) check() error {
+	if _, err := parseLevel(c.LogLevel); err != nil {
+		return err
 	}
-	return c, nil
+	if c.Engine != "" && !c.Supervisor {
+		return errors.New("--engine without a supervisor leaves nothing to do")
+	}
+	if !c.LiveRestore {
+		return errors.New("live-restore cannot be switched off: containers always outlive minked; stop them first if they shall end")
+	}
+	for _, l := range c.Labels {
+		if key, _, ok := strings.Cut(l, "="); !ok || key == "" {
+			return fmt.Errorf("bad attribute format: %s; want key=value", l)
+		}
+	}
+	return engine.CheckLog(container.LogConfig{Type: c.LogDriver, Config: c.LogOpts})
+}
+
+// flagNames are the flags whose name in the file is the plural.
+var flagNames = map[string]string{
+	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt",
+}
+
+// conflicts refuses what is said on the command line and in the file: nobody
+// could tell which of them is meant.
+func conflicts(f *pflag.FlagSet, inFile map[string]json.RawMessage, path string) error {
+	var both []string
+	for _, name := range slices.Sorted(maps.Keys(inFile)) {
+		if flag := f.Lookup(cmp.Or(flagNames[name], name)); flag != nil && flag.Changed {
+			both = append(both, fmt.Sprintf("%s: (from flag: %s, from file: %s)", name, flag.Value, inFile[name]))
+		}
+	}
+	if len(both) == 0 {
+		return nil
+	}
+	return fmt.Errorf("unable to configure minked with file %s: the following directives are specified both as a flag and in the configuration file: %s", path, strings.Join(both, ", "))
 }
 
 // configFile finds --config-file before the other flags are read, for they win
@@ -108,20 +170,42 @@ func configFile(args []string) (path string, named bool) {
 	return *file, f.Changed("config-file")
 }
 
-func (c *config) readFile(path string, named bool) error {
+// readFile reads the file, if there is one or it was named, and returns what it
+// says, word by word.
+func (c *config) readFile(path string, named bool) (inFile map[string]json.RawMessage, err error) {
 	data, err := os.ReadFile(path)
 	if os.IsNotExist(err) && !named {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(c); err != nil {
-		return fmt.Errorf("configuration file %s: %w", path, err)
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, nil
 	}
-	return nil
+	if err := json.Unmarshal(data, &inFile); err != nil {
+		return nil, fmt.Errorf("unable to configure minked with file %s: %w", path, err)
+	}
+	if unknown := unknownNames(inFile); len(unknown) > 0 {
+		return nil, fmt.Errorf("unable to configure minked with file %s: the following directives don't match any configuration option: %s", path, strings.Join(unknown, ", "))
+	}
+	if err := json.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("unable to configure minked with file %s: %w", path, err)
+	}
+	return inFile, nil
+}
+
+func unknownNames(inFile map[string]json.RawMessage) (out []string) {
+	known := map[string]bool{}
+	for t, i := reflect.TypeFor[config](), 0; i < t.NumField(); i++ {
+		known[t.Field(i).Tag.Get("json")] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(inFile)) {
+		if !known[name] {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 func (c *config) level() slog.Level {
@@ -161,3 +245,27 @@ func (p *prefix) String() string {
 }
 
 func (p *prefix) Type() string { return "address" }
+
+// options are key=value pairs as flags, an object in JSON.
+type options map[string]string
+
+func (o *options) Set(s string) error {
+	k, v, ok := strings.Cut(s, "=")
+	if !ok || k == "" {
+		return errors.New("want key=value")
+	}
+	if *o == nil {
+		*o = options{}
+	}
+	(*o)[k] = v
+	return nil
+}
+
+func (o *options) String() string {
+	if o == nil || len(*o) == 0 {
+		return ""
+	}
+	return fmt.Sprint(map[string]string(*o))
+}
+
+func (o *options) Type() string { return "key=value" }

@@ -69,7 +69,7 @@ func certificates(t *testing.T) (ca, cert, key string, pool *x509.CertPool) {
 func TestOnlyClientsWithACertificateAreTaken(t *testing.T) {
 	ca, cert, key, pool := certificates(t)
 	cfg := &config{Hosts: []string{"tcp://127.0.0.1:0"}, TLSVerify: true, TLSCA: ca, TLSCert: cert, TLSKey: key}
-	ls, err := listen(cfg, slog.New(slog.DiscardHandler))
+	ls, err := listen(cfg, service{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,12 +101,12 @@ func TestOnlyClientsWithACertificateAreTaken(t *testing.T) {
 
 func TestAddressesThatCannotBeServedAreRefused(t *testing.T) {
 	for _, host := range []string{"/run/x.sock", "ftp://x", "tcp://256.0.0.1:1"} {
-		if ls, err := listen(&config{Hosts: []string{host}}, slog.New(slog.DiscardHandler)); err == nil {
+		if ls, err := listen(&config{Hosts: []string{host}}, service{}, slog.New(slog.DiscardHandler)); err == nil {
 			ls[0].Close()
 			t.Errorf("listen on %q: want an error", host)
 		}
 	}
-	if _, err := listen(&config{Hosts: []string{"tcp://127.0.0.1:0"}, TLS: true, TLSCert: "/nosuch", TLSKey: "/nosuch"}, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := listen(&config{Hosts: []string{"tcp://127.0.0.1:0"}, TLS: true, TLSCert: "/nosuch", TLSKey: "/nosuch"}, service{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("TLS without a certificate: want an error")
 	}
 }

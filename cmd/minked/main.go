@@ -46,15 +46,24 @@ func run(args []string) error {
 	if err != nil || cfg == nil {
 		return err
 	}
+	if cfg.validate {
+		fmt.Println("configuration OK")
+		return nil
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root to make namespaces, mounts and networks; try again with sudo")
 	}
 	// A pull's buffers are most of the heap; the containers need the memory
 	// more than we the time: the collector costs nothing that can be measured.
 	debug.SetGCPercent(50)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level()}))
+	manager := serviceManager()
+	level := new(slog.LevelVar)
+	level.Set(cfg.level())
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
 
 	release, err := writePidFile(cfg.PidFile)
 	if err != nil {
@@ -63,9 +72,9 @@ func run(args []string) error {
 	defer release()
 	group, ctx := errgroup.WithContext(ctx)
 	inProcess := newPipeListener()
+	var e *engine.Engine
 	if cfg.Engine == "" {
-		e, err := openEngine(ctx, cfg, log)
-		if err != nil {
+		if e, err = openEngine(ctx, cfg, log); err != nil {
 			return err
 		}
 		defer func() {
@@ -73,11 +82,11 @@ func run(args []string) error {
 				log.Error("close engine", "err", err)
 			}
 		}()
-		listeners, err := listen(cfg, log)
+		listeners, err := listen(cfg, manager, log)
 		if err != nil {
 			return err
 		}
-		handler := api.New(e, log)
+		handler := withDebug(api.New(e, log), e.Debugs)
 		if cfg.Supervisor {
 			group.Go(func() error { return serve(ctx, inProcess, handler) })
 		}
@@ -85,10 +94,22 @@ func run(args []string) error {
 			log.Info("API listens", "address", l.Addr())
 			group.Go(func() error { return serve(ctx, l, handler) })
 		}
+		group.Go(func() error { return manager.watch(ctx, e.Alive) })
 	}
 	if cfg.Supervisor {
 		group.Go(func() error { return supervise(ctx, cfg, inProcess, log) })
 	}
+	group.Go(func() error {
+		r := reloader{args: args, manager: manager, level: level, engine: e, log: log}
+		return r.run(ctx, cfg, hangup)
+	})
+	tell := func(state string) {
+		if err := manager.notify(state); err != nil {
+			log.Warn("service manager", "err", err)
+		}
+	}
+	tell("READY=1")
+	defer context.AfterFunc(ctx, func() { tell("STOPPING=1") })()
 	return group.Wait()
 }
 
@@ -99,8 +120,23 @@ func openEngine(ctx context.Context, cfg *config, log *slog.Logger) (*engine.Eng
 	}
 	return engine.Open(ctx, engine.Config{
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Bridge: cfg.Bridge, BIP: cfg.BIP.Prefix,
-		Mirrors: cfg.Mirrors, Insecure: cfg.Insecure, Version: version, Commit: commit, Debug: cfg.Debug, Logger: log,
+		Settings: cfg.settings(), LogDriver: cfg.LogDriver, LogOpts: cfg.LogOpts, Version: version, Commit: commit, Logger: log,
+		FaultPoint: faultPoint(os.Getenv("MINKE_DIE_AT")),
 	})
+}
+
+// faultPoint ends this process at the step of that name, as kill -9 would; for
+// tests. Nothing is nil, which costs nothing.
+func faultPoint(die string) func(string) {
+	if die == "" {
+		return nil
+	}
+	return func(name string) {
+		if name == die {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
 }
 
 // serve answers requests until ctx ends, then lets short ones finish.

@@ -223,6 +223,40 @@ func TestKilledWithItsMonitor(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon
 
 func TestPowerCut(t *testing.T) { afterTheEnd(t, (*testdaemon.Daemon).Reboot) }
 
+func TestContainersStartAfterThoseTheyNeed(t *testing.T) {
+	d := testdaemon.Start(t)
+	always := container.RestartPolicy{Name: container.RestartPolicyAlways}
+	base := d.RunDetached(testdaemon.Spec{Name: "base", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: always}})
+	ids := []string{base}
+	for i, h := range []container.HostConfig{
+		{NetworkMode: container.NetworkMode("container:base")}, {PidMode: "container:base"}, {Links: []string{"base:b"}},
+	} {
+		h.RestartPolicy = always
+		ids = append(ids, d.RunDetached(testdaemon.Spec{Name: fmt.Sprint("needs", i), Config: sh("sleep 600"), Host: h}))
+	}
+	// A chain: this one needs one that needs base.
+	ids = append(ids, d.RunDetached(testdaemon.Spec{Name: "last", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: always, PidMode: "container:needs0"}}))
+	stopped := d.RunDetached(testdaemon.Spec{Name: "stopped", Config: sh("sleep 600"), Host: container.HostConfig{RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyUnlessStopped}}})
+	now := 0
+	if _, err := d.ContainerStop(t.Context(), stopped, client.ContainerStopOptions{Timeout: &now}); err != nil {
+		t.Fatal(err)
+	}
+	d.Reboot()
+	d.Up()
+	for _, id := range ids {
+		c := d.WaitFor(id, "to run after the reboot", func(c container.InspectResponse) bool { return c.State.Status == container.StateRunning })
+		if c.RestartCount > 1 {
+			t.Errorf("%s was started %d times, want once: the one it needs comes first", c.Name, c.RestartCount)
+		}
+	}
+	if log := d.Log(); strings.Contains(log, "did not start") {
+		t.Errorf("log tells of failed starts:\n%s", log)
+	}
+	if c := d.Inspect(stopped); c.State.Running {
+		t.Error("unless-stopped was stopped, and runs after the reboot")
+	}
+}
+
 func TestManyRunsAtOnceLeaveNothing(t *testing.T) {
 	d := testdaemon.Start(t)
 	// One run first, so that what lives as long as the daemon is there.
@@ -502,7 +536,19 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		{"used-name", "POST", "/containers/create?name=taken", `{"Image":"busybox"}`, 409, "is already in use by container"},
 		{"bad-name", "POST", "/containers/create?name=a/b", `{"Image":"busybox"}`, 400, "Invalid container name"},
 		{"too-little-memory", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Memory":1000}}`, 400, "6MB"},
-		{"unknown-network", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"NetworkMode":"nosuch"}}`, 400, "network nosuch not found"},
+		{"unknown-network-is-no-matter-before-the-start", "POST", "/containers/create?name=lonely", `{"Image":"busybox","HostConfig":{"NetworkMode":"nosuch"}}`, 201, "Id"},
+		{"unknown-network", "POST", "/containers/lonely/start", "", 404, "failed to set up container networking: network nosuch not found"},
+		{"short-health-check", "POST", "/containers/create", `{"Image":"busybox","Healthcheck":{"Test":["CMD","a"],"Interval":5}}`, 400, "Interval in Healthcheck cannot be less than 1ms"},
+		{"nameless-variable", "POST", "/containers/create", `{"Image":"busybox","Env":["=x"]}`, 400, "invalid environment variable: =x"},
+		{"unknown-stop-signal", "POST", "/containers/create", `{"Image":"busybox","StopSignal":"FOO"}`, 400, "invalid signal: FOO"},
+		{"relative-working-directory", "POST", "/containers/create", `{"Image":"busybox","WorkingDir":"a"}`, 400, "the working directory 'a' is invalid, it needs to be an absolute path"},
+		{"half-a-host", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"ExtraHosts":["x"]}}`, 400, "bad format for add-host"},
+		{"oom-score", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"OomScoreAdj":2000}}`, 400, "range for oom score adj is [-1000, 1000]"},
+		{"swappiness", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"MemorySwappiness":200}}`, 400, "valid memory swappiness range is 0-100"},
+		{"null-in-a-list", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Ulimits":[null]}}`, 400, "null in a list"},
+		{"soft-above-hard", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Ulimits":[{"Name":"nofile","Soft":2,"Hard":1}]}}`, 400, "ulimit soft limit must be less than or equal to hard limit"},
+		{"isolation", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Isolation":"hyperv"}}`, 400, "Invalid isolation"},
+		{"old-hardware-address", "POST", "/v1.41/containers/create", `{"Image":"busybox","MacAddress":"zz"}`, 400, "invalid MAC address"},
 		{"relative-mount", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
 		{"missing-bind", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Mounts":[{"Type":"bind","Source":"/nosuch","Target":"/x"}]}}`, 400, "bind source path does not exist: /nosuch"},
 		{"unknown-capability", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"CapAdd":["FLY"]}}`, 400, "unknown capability"},
@@ -541,6 +587,42 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 				t.Errorf("error body %s, want an object with a message", buf.String())
 			}
 		})
+	}
+}
+
+func TestLinksMakeVariables(t *testing.T) {
+	d := testdaemon.Start(t)
+	db := sh("sleep 600")
+	db.Env = []string{"USER_NAME=admin"}
+	db.ExposedPorts = network.PortSet{network.MustParsePort("5432/tcp"): {}, network.MustParsePort("53/udp"): {}}
+	id := d.RunDetached(testdaemon.Spec{Name: "db", Config: db})
+	ip := d.Inspect(id).NetworkSettings.Networks["bridge"].IPAddress.String()
+	c := cmd("env")
+	c.Env = []string{"MY_DB_NAME=mine"}
+	out, _, _ := d.Run(testdaemon.Spec{Name: "web", Config: c, Host: container.HostConfig{Links: []string{"db:my-db"}}})
+	for _, want := range []string{
+		"MY_DB_PORT=tcp://" + ip + ":5432\n", "MY_DB_PORT_5432_TCP=tcp://" + ip + ":5432\n", "MY_DB_PORT_5432_TCP_ADDR=" + ip + "\n",
+		"MY_DB_PORT_5432_TCP_PORT=5432\n", "MY_DB_PORT_5432_TCP_PROTO=tcp\n", "MY_DB_PORT_53_UDP_PORT=53\n", "MY_DB_ENV_USER_NAME=admin\n", "MY_DB_NAME=mine\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("environment lacks %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestOldHardwareAddressIsTheEndpoints(t *testing.T) {
+	d := testdaemon.Start(t)
+	raw := http.Client{Transport: &http.Transport{DialContext: dialUnix(d.Socket), DisableKeepAlives: true}}
+	resp, err := raw.Post("http://minke/v1.41/containers/create?name=mac", "application/json", strings.NewReader(`{"Image":"busybox","Cmd":["sleep","600"],"MacAddress":"02:42:ac:11:00:77"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if _, err := d.ContainerStart(t.Context(), "mac", client.ContainerStartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := d.Exec("mac", "cat", "/sys/class/net/eth0/address"); strings.TrimSpace(got) != "02:42:ac:11:00:77" {
+		t.Errorf("address = %q", got)
 	}
 }
 

@@ -70,17 +70,13 @@ func TestDockerodeWorksUnchanged(t *testing.T) {
 }
 
 func TestComposeOfPythonWorksUnchanged(t *testing.T) {
-	f := foreignClient(t, "apt-get install docker-compose", "docker-compose", "version", "--short")
+	program := composeOf("1.")
+	if program == "" {
+		t.Skip("docker-compose 1 is not here; apt-get install docker-compose on Debian 12")
+	}
+	f := foreignClient(t, "", program, "version", "--short")
 	f.dir = "testdata/clients/compose"
-	compose := func(args ...string) string {
-		return f.run(append([]string{"docker-compose", "-p", "project", "--ansi", "never"}, args...)...)
-	}
-	has := func(what, out, want string) {
-		t.Helper()
-		if !strings.Contains(out, want) {
-			t.Errorf("%s: %q, want %q in it", what, out, want)
-		}
-	}
+	compose, has := f.compose(program), f.has
 	has("build", compose("up", "-d"), "Successfully tagged project_web:latest")
 	has("ps", compose("ps"), "Up (healthy)")
 	has("logs", compose("logs", "--no-color", "web"), "hello world")
@@ -92,8 +88,75 @@ func TestComposeOfPythonWorksUnchanged(t *testing.T) {
 	compose("restart", "-t", "0", "web")
 	has("run", compose("run", "--rm", "-T", "web", "echo", "one-off"), "one-off")
 	compose("down", "-t", "0", "-v", "--rmi", "local")
-	if out := f.run("docker-compose", "-p", "project", "ps", "-q"); out != "" {
+	if out := f.run(program, "-p", "project", "ps", "-q"); out != "" {
 		t.Errorf("left by down: %q", out)
+	}
+}
+
+// compose is docker-compose of one project.
+func (f foreign) compose(program string) func(args ...string) string {
+	return func(args ...string) string {
+		f.t.Helper()
+		return f.run(append([]string{program, "-p", "project", "--ansi", "never"}, args...)...)
+	}
+}
+
+func (f foreign) has(what, out, want string) {
+	f.t.Helper()
+	if !strings.Contains(out, want) {
+		f.t.Errorf("%s: %q, want %q in it", what, out, want)
+	}
+}
+
+// composeOf finds a docker-compose whose version begins so, on the PATH or
+// among the plugins of the docker command; "" if there is none.
+func composeOf(version string) string {
+	dirs := append(filepath.SplitList(os.Getenv("PATH")), "/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins", "/usr/local/lib/docker/cli-plugins")
+	for _, dir := range dirs {
+		program := filepath.Join(dir, "docker-compose")
+		out, err := exec.Command(program, "version", "--short").Output()
+		if err == nil && strings.HasPrefix(strings.TrimPrefix(string(out), "v"), version) {
+			return program
+		}
+	}
+	return ""
+}
+
+func TestComposeOfGoWorksUnchanged(t *testing.T) {
+	program := composeOf("2.")
+	if program == "" {
+		t.Skip("docker compose 2 is not here; it is the package docker-compose of Debian 13")
+	}
+	f := foreignClient(t, "", program, "version", "--short")
+	f.dir = "testdata/clients/compose2"
+	compose, has := f.compose(program), f.has
+	has("up", compose("up", "-d"), "Container project-db-1  Healthy")
+	has("ps", compose("ps"), "(healthy)")
+	has("logs", compose("logs", "--no-color", "web"), "hello world")
+	has("logs that are followed", compose("logs", "--no-color", "-f", "job"), "job done")
+	has("name of another service", compose("exec", "-T", "web", "wget", "-qO-", "http://database/f"), "data")
+	has("port", compose("port", "web", "80"), "0.0.0.0:")
+	has("scale", compose("up", "-d", "--scale", "web=2"), "Container project-web-2  Started")
+	has("second up", compose("up", "-d", "--scale", "web=2"), "Container project-web-2  Running")
+	if out := compose("ps", "-a", "--services"); strings.Contains(out, "extra") {
+		t.Errorf("a service of a profile that was not asked for is there: %q", out)
+	}
+	has("profile", compose("--profile", "more", "up", "-d", "extra"), "Container project-extra-1  Started")
+	has("top", compose("top", "web"), "httpd")
+	compose("cp", "compose.yml", "db:/tmp/")
+	has("cp", compose("exec", "-T", "db", "ls", "/tmp"), "compose.yml")
+	compose("pause", "db")
+	has("paused", compose("ps", "db"), "(Paused)")
+	compose("unpause", "db")
+	compose("restart", "-t", "0", "web")
+	compose("stop", "web")
+	compose("start", "web")
+	has("run", compose("run", "--rm", "-T", "web", "echo", "one-off"), "one-off")
+	compose("--profile", "more", "down", "-t", "0", "-v")
+	for _, list := range [][]string{{"container", "-aq"}, {"volume", "-q"}} {
+		if out := f.run("docker", list[0], "ls", list[1], "--filter", "label=com.docker.compose.project=project"); out != "" {
+			t.Errorf("left by down: %s %q", list[0], out)
+		}
 	}
 }
 

@@ -37,12 +37,15 @@ func (s *Server) containerList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
-	var req container.CreateRequest
+	var req createRequest
 	if err := readJSON(r, &req, false); err != nil {
 		return err
 	}
+	if err := req.settleMAC(); err != nil {
+		return err
+	}
 	q := r.URL.Query()
-	created, err := s.engine.ContainerCreate(r.Context(), q.Get("name"), q.Get("platform"), req)
+	created, err := s.engine.ContainerCreate(r.Context(), q.Get("name"), q.Get("platform"), req.CreateRequest)
 	if err != nil {
 		return err
 	}
@@ -171,7 +174,8 @@ func (s *Server) containerWait(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	o := engine.LogOptions{
-		Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"), Follow: boolParam(r, "follow"), Timestamps: boolParam(r, "timestamps"), Tail: -1,
+		Stdout: boolParam(r, "stdout"), Stderr: boolParam(r, "stderr"), Follow: boolParam(r, "follow"), Timestamps: boolParam(r, "timestamps"),
+		Details: boolParam(r, "details"), Tail: -1,
 	}
 	if t := q.Get("tail"); t != "" && t != "all" {
 		// A tail that is no number is all, as in Docker.
@@ -323,7 +327,7 @@ func (s *Server) archiveGet(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) archivePut(w http.ResponseWriter, r *http.Request) error {
-	o := engine.CopyToOptions{KeepType: boolParam(r, "noOverwriteDirNonDir")}
+	o := engine.CopyToOptions{KeepType: boolParam(r, "noOverwriteDirNonDir"), AsUser: boolParam(r, "copyUIDGID")}
 	if err := s.engine.CopyTo(r.PathValue("id"), r.URL.Query().Get("path"), r.Body, o); err != nil {
 		return err
 	}

@@ -305,3 +305,19 @@ func TestEventsOfThePastThenThePresent(t *testing.T) {
 		t.Errorf("since after until: status %d, want 400", resp.StatusCode)
 	}
 }
+
+func FuzzCreateBody(f *testing.F) {
+	f.Add([]byte(`{"Image":"a","MacAddress":"02:42:ac:11:00:05","HostConfig":{"NetworkMode":"b"},"NetworkingConfig":{"EndpointsConfig":{"b":null}}}`))
+	f.Add([]byte(`{"MacAddress":"02:42:ac:11:00:05","NetworkingConfig":{"EndpointsConfig":{"default":{}}}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r := httptest.NewRequest("POST", "/containers/create", bytes.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		var req createRequest
+		if readJSON(r, &req, false) == nil {
+			req.settleMAC()
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		var exec container.ExecCreateRequest
+		readJSON(r, &exec, false)
+	})
+}

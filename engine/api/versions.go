@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
@@ -144,6 +146,50 @@ func withAddress(c container.InspectResponse) any {
 		container.InspectResponse
 		NetworkSettings *settings
 	}{c, s}
+}
+
+// createRequest is POST /containers/create with the hardware address that was
+// the container's, not an endpoint's, until 1.44.
+type createRequest struct {
+	container.CreateRequest
+	MacAddress string
+}
+
+// settleMAC gives the address to the endpoint of the container's own network.
+func (c *createRequest) settleMAC() error {
+	if c.MacAddress == "" {
+		return nil
+	}
+	mac, err := net.ParseMAC(c.MacAddress)
+	if err != nil {
+		return errdef.Invalid.Errorf("invalid MAC address: %s", c.MacAddress)
+	}
+	mode := container.NetworkMode(network.NetworkBridge)
+	if c.HostConfig != nil && !c.HostConfig.NetworkMode.IsDefault() && c.HostConfig.NetworkMode != "" {
+		mode = c.HostConfig.NetworkMode
+	}
+	if mode.IsHost() || mode.IsContainer() || mode.IsNone() {
+		return errdef.Invalid.Errorf("conflicting options: mac-address and the network mode")
+	}
+	if c.NetworkingConfig == nil {
+		c.NetworkingConfig = &network.NetworkingConfig{}
+	}
+	ends := c.NetworkingConfig.EndpointsConfig
+	if ends == nil {
+		ends = map[string]*network.EndpointSettings{}
+		c.NetworkingConfig.EndpointsConfig = ends
+	}
+	name := string(mode)
+	if ends[network.NetworkDefault] != nil && mode.IsBridge() {
+		name = network.NetworkDefault
+	}
+	if ends[name] == nil {
+		ends[name] = &network.EndpointSettings{}
+	}
+	if len(ends[name].MacAddress) == 0 {
+		ends[name].MacAddress = network.HardwareAddr(mac)
+	}
+	return nil
 }
 
 // withVirtualSize adds what clients from before 1.44 look for in

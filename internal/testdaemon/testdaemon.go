@@ -42,6 +42,10 @@ type Daemon struct {
 	Dir    string // data-root and exec-root are in it
 	Socket string
 
+	// Prepare, if set, changes the command of the next Up: its environment, its
+	// files.
+	Prepare func(*exec.Cmd)
+
 	t     testing.TB
 	args  []string
 	cmd   *exec.Cmd
@@ -84,6 +88,9 @@ func (d *Daemon) Up(more ...string) {
 	}
 	defer log.Close()
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if d.Prepare != nil {
+		d.Prepare(d.cmd)
+	}
 	if err := inNetNS(d.netns, d.cmd.Start); err != nil {
 		d.t.Fatal(err)
 	}

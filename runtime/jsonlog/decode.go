@@ -14,6 +14,7 @@ type Entry struct {
 	Stream string // "stdout" or "stderr"
 	Time   time.Time
 	Line   []byte // with its newline, if it had one
+	Attrs  map[string]string
 }
 
 // Decode reads one line of a file, with or without its newline. Lines as this
@@ -25,9 +26,10 @@ func Decode(line []byte) (Entry, error) {
 		return e, nil
 	}
 	var raw struct {
-		Log    string    `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
+		Log    string            `json:"log"`
+		Stream string            `json:"stream"`
+		Time   time.Time         `json:"time"`
+		Attrs  map[string]string `json:"attrs"`
 	}
 	if err := json.Unmarshal(line, &raw); err != nil {
 		return Entry{}, fmt.Errorf("log entry: %w", err)
@@ -35,7 +37,7 @@ func Decode(line []byte) (Entry, error) {
 	if raw.Time.IsZero() {
 		return Entry{}, errors.New("log entry: no time")
 	}
-	return Entry{raw.Stream, raw.Time, []byte(raw.Log)}, nil
+	return Entry{raw.Stream, raw.Time, []byte(raw.Log), raw.Attrs}, nil
 }
 
 // decodeOwn takes the fields in the order and the words in which appendEntry

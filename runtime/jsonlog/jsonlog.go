@@ -7,7 +7,11 @@
 // A line longer than 16 KiB is written in pieces, of which only the last ends
 // with a newline; so is the unfinished line of a program that ended. When the
 // file reaches its size limit it becomes path.1, path.1 becomes path.2 and so
-// on, and the oldest is removed.
+// on, and the oldest is removed. With Compress the rotated ones are gzip files,
+// path.1.gz and so on (rotate.go). With Attrs every entry has them, between
+// stream and time: labels and variables that the user chose.
+//
+// Entries may go to a Sink, too, or instead.
 //
 // Every Write to a stream is one write to the file. Nothing is synced: a power
 // cut may cost the last seconds and may tear the last line, which a reader
@@ -19,8 +23,8 @@
 package jsonlog
 
 import (
+	"bytes"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -29,30 +33,62 @@ import (
 // maxPiece is the length at which a line is split, as Docker does.
 const maxPiece = 16 << 10
 
+// Options of a Writer.
+type Options struct {
+	Path     string // "": no file, only Sink
+	MaxSize  int64  // bytes; at this size the file is rotated; 0: it grows for ever
+	MaxFiles int    // files kept, the current one included; less than 1 is 1
+	Compress bool   // rotated files
+	Attrs    string // a JSON object, or ""
+	Sink     Sink   // or nil
+}
+
+// A Sink takes entries elsewhere. Send gets one piece of a line, without its
+// newline, and whether the line goes on in the next; it must not keep line, and
+// should not block for long: the container waits. A monitor that takes over
+// from one that was killed may send a piece again.
+type Sink interface {
+	Send(line []byte, stream string, at time.Time, more bool)
+	Close()
+}
+
 // A Writer appends to one log.
 type Writer struct {
-	path     string
-	maxSize  int64
-	maxFiles int
+	o Options
 
 	mu      sync.Mutex
 	f       *os.File
 	size    int64
+	begun   time.Time // when f was empty
 	buf     []byte
+	unsent  []piece // of Sink, in buf's order
 	dropped int64
+	squeeze *squeeze // the compression that goes on, or nil
 }
 
-// Open opens or creates the log. With a maxSize of zero it grows for ever.
-func Open(path string, maxSize int64, maxFiles int) (*Writer, error) {
-	w := &Writer{path: path, maxSize: maxSize, maxFiles: max(maxFiles, 1)}
+// A piece is on its way to the Sink.
+type piece struct {
+	line, stream string
+	at           time.Time
+	more         bool
+}
+
+// Open opens or creates the log.
+func Open(o Options) (*Writer, error) {
+	o.MaxFiles = max(o.MaxFiles, 1)
+	w := &Writer{o: o}
+	if o.Path == "" {
+		return w, nil
+	}
 	if err := w.open(os.O_APPEND); err != nil {
 		return nil, err
 	}
+	w.compressLocked() // what was interrupted
 	return w, nil
 }
 
 func (w *Writer) open(flag int) error {
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_WRONLY|flag, 0o640)
+	f, err := os.OpenFile(w.o.Path, os.O_CREATE|os.O_WRONLY|flag, 0o640)
 	if err != nil {
 		return err
 	}
@@ -61,7 +97,7 @@ func (w *Writer) open(flag int) error {
 		f.Close()
 		return err
 	}
-	w.f, w.size = f, fi.Size()
+	w.f, w.size, w.begun = f, fi.Size(), time.Now()
 	return nil
 }
 
@@ -69,6 +105,10 @@ func (w *Writer) open(flag int) error {
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.squeeze.stop()
+	if w.o.Sink != nil {
+		w.o.Sink.Close()
+	}
 	if w.f == nil {
 		return nil
 	}
@@ -121,7 +161,7 @@ func (s *Stream) takeLocked(p []byte) (pieces int) {
 			s.part = append(s.part, p[:n]...)
 			break
 		}
-		s.pieceLocked(p[:n])
+		s.pieceLocked(p[:n], !ended)
 		pieces++
 		if ended {
 			s.at = time.Time{}
@@ -147,7 +187,7 @@ func (s *Stream) Skip(p []byte) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	s.takeLocked(p)
-	s.w.buf = s.w.buf[:0]
+	s.w.buf, s.w.unsent = s.w.buf[:0], nil
 }
 
 // Truncate takes back what a write that was interrupted left after size.
@@ -167,15 +207,10 @@ func (w *Writer) Truncate(size int64) error {
 // cut is the length of p up to and including its first newline, at most limit
 // bytes of text, and whether the newline is among them.
 func cut(p []byte, limit int) (n int, ended bool) {
-	for i, c := range p {
-		if c == '\n' {
-			return i + 1, true
-		}
-		if i == limit {
-			return i, false
-		}
+	if i := bytes.IndexByte(p[:min(len(p), limit+1)], '\n'); i >= 0 {
+		return i + 1, true
 	}
-	return len(p), false
+	return min(len(p), limit), false
 }
 
 // Flush writes the unfinished line, if any, at the end of the output.
@@ -185,17 +220,22 @@ func (s *Stream) Flush() {
 	if len(s.part) == 0 {
 		return
 	}
-	s.pieceLocked(nil)
+	s.pieceLocked(nil, false)
 	s.flushLocked(1)
 	s.at = time.Time{}
 }
 
-func (s *Stream) pieceLocked(p []byte) {
+func (s *Stream) pieceLocked(p []byte, more bool) {
 	if len(s.part) > 0 {
 		p = append(s.part, p...)
 		s.part = nil
 	}
-	s.w.buf = appendEntry(s.w.buf, p, s.name, s.at)
+	if s.w.o.Path != "" {
+		s.w.buf = appendEntry(s.w.buf, p, s.name, s.w.o.Attrs, s.at)
+	}
+	if s.w.o.Sink != nil {
+		s.w.unsent = append(s.w.unsent, piece{string(bytes.TrimSuffix(p, []byte("\n"))), s.name, s.at, more})
+	}
 }
 
 func (s *Stream) flushLocked(pieces int) {
@@ -203,14 +243,18 @@ func (s *Stream) flushLocked(pieces int) {
 		return
 	}
 	w := s.w
-	if w.maxSize > 0 && w.size >= w.maxSize {
+	if w.o.MaxSize > 0 && w.size >= w.o.MaxSize {
 		w.rotateLocked()
 	}
 	if s.Mark != nil {
 		s.Mark(w.size)
 		defer s.Mark(Written)
 	}
-	if !w.writeLocked() {
+	for _, p := range w.unsent {
+		w.o.Sink.Send([]byte(p.line), p.stream, p.at, p.more)
+	}
+	w.unsent = nil
+	if w.o.Path != "" && !w.writeLocked() {
 		w.dropped += int64(pieces)
 	}
 	if cap(w.buf) > 64<<10 {
@@ -235,30 +279,18 @@ func (w *Writer) writeLocked() bool {
 	return true
 }
 
-// rotateLocked moves the files one number up. When it fails half way the log
-// goes on in whatever file has the plain name.
-func (w *Writer) rotateLocked() {
-	if w.f != nil {
-		w.f.Close()
-		w.f = nil
-	}
-	if w.maxFiles == 1 {
-		w.open(os.O_TRUNC | os.O_APPEND)
-		return
-	}
-	for i := w.maxFiles - 1; i > 1; i-- {
-		os.Rename(w.path+"."+strconv.Itoa(i-1), w.path+"."+strconv.Itoa(i))
-	}
-	os.Rename(w.path, w.path+".1")
-	w.open(os.O_APPEND)
-}
-
-func appendEntry(b, line []byte, stream string, at time.Time) []byte {
+func appendEntry(b, line []byte, stream, attrs string, at time.Time) []byte {
 	b = append(b, `{"log":"`...)
 	b = appendString(b, line)
 	b = append(b, `","stream":"`...)
 	b = append(b, stream...)
-	b = append(b, `","time":"`...)
+	if attrs != "" {
+		b = append(b, `","attrs":`...)
+		b = append(b, attrs...)
+		b = append(b, `,"time":"`...)
+	} else {
+		b = append(b, `","time":"`...)
+	}
 	b = at.UTC().AppendFormat(b, time.RFC3339Nano)
 	return append(b, "\"}\n"...)
 }

@@ -2,8 +2,10 @@ package jsonlog
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +19,7 @@ var at = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 func logged(t *testing.T, chunks ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "log")
-	w, err := Open(path, 0, 0)
+	w, err := Open(Options{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +87,7 @@ func TestLines(t *testing.T) {
 
 func TestRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	w, err := Open(path, 100, 3)
+	w, err := Open(Options{Path: path, MaxSize: 100, MaxFiles: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ func TestRotation(t *testing.T) {
 
 func TestOneFileIsEmptied(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	w, err := Open(path, 100, 1)
+	w, err := Open(Options{Path: path, MaxSize: 100, MaxFiles: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +127,115 @@ func TestOneFileIsEmptied(t *testing.T) {
 	}
 }
 
+func TestAttributesStandInEveryEntry(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := Open(Options{Path: path, Attrs: `{"a":"b"}`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream("stdout")
+	s.now = func() time.Time { return at }
+	s.Write([]byte("x\n"))
+	w.Close()
+	data, _ := os.ReadFile(path)
+	want := `{"log":"x\n","stream":"stdout","attrs":{"a":"b"},"time":"2026-01-02T03:04:05.000000006Z"}` + "\n"
+	if string(data) != want {
+		t.Errorf("file = %s, want %s", data, want)
+	}
+	if e, err := Decode(data); err != nil || e.Attrs["a"] != "b" {
+		t.Errorf("Decode = %+v, %v; want the attribute", e, err)
+	}
+}
+
+func TestRotatedFilesAreCompressed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := Open(Options{Path: path, MaxSize: 100, MaxFiles: 3, Compress: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream("stdout")
+	for i := range 6 {
+		w.mu.Lock()
+		w.begun = w.begun.Add(-worthIt) // as if it had filled slowly
+		w.mu.Unlock()
+		s.Write(fmt.Appendf(nil, "line %d\n", i))
+		if w.squeeze != nil {
+			<-w.squeeze.done
+		}
+	}
+	w.Close()
+	for name, want := range map[string]string{".1.gz": "[line 2\n line 3\n]", ".2.gz": "[line 0\n line 1\n]"} {
+		f, err := os.Open(path + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		z, err := gzip.NewReader(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(z)
+		if got := fmt.Sprint(entries(t, string(data))); err != nil || got != want {
+			t.Errorf("log%s = %q, %v; want %q", name, got, err, want)
+		}
+	}
+	left, err := filepath.Glob(path + "*")
+	if err != nil || len(left) != 3 {
+		t.Errorf("files = %v, want the log and two compressed ones", left)
+	}
+}
+
+func TestAFloodIsNotCompressedAndStaysWithinItsLimit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := Open(Options{Path: path, MaxSize: 64 << 10, MaxFiles: 4, Compress: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	s := w.Stream("stdout")
+	chunk := []byte(strings.Repeat(strings.Repeat("x", 99)+"\n", 300))
+	for range 200 {
+		s.Write(chunk)
+	}
+	files, _ := filepath.Glob(path + "*")
+	var size int64
+	for _, f := range files {
+		if fi, err := os.Stat(f); err == nil {
+			size += fi.Size()
+		}
+	}
+	// A file is rotated after the write that reaches the limit.
+	if most := int64(4 * (64<<10 + 2*len(chunk))); len(files) != 4 || size > most {
+		t.Errorf("%d files of %d bytes: %v; want 4 and at most %d bytes", len(files), size, files, most)
+	}
+}
+
+// said is a Sink that remembers.
+type said struct{ got []string }
+
+func (s *said) Send(line []byte, stream string, _ time.Time, more bool) {
+	s.got = append(s.got, fmt.Sprintf("%s %.3s %d %v", stream, line, len(line), more))
+}
+func (s *said) Close() { s.got = append(s.got, "closed") }
+
+func TestSinkGetsLinesAndPieces(t *testing.T) {
+	sink := &said{}
+	w, err := Open(Options{Sink: sink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream("stderr")
+	s.Write([]byte("one\n" + strings.Repeat("y", maxPiece) + "zz\nend"))
+	s.Flush()
+	w.Close()
+	want := fmt.Sprint([]string{"stderr one 3 false", fmt.Sprintf("stderr yyy %d true", maxPiece), "stderr zz 2 false", "stderr end 3 false", "closed"})
+	if got := fmt.Sprint(sink.got); got != want {
+		t.Errorf("sink got %s, want %s", got, want)
+	}
+}
+
 func TestFullDiskDropsLinesAndCounts(t *testing.T) {
-	w, err := Open("/dev/full", 0, 1)
+	w, err := Open(Options{Path: "/dev/full"})
 	if err != nil {
 		t.Skip(err)
 	}
@@ -154,7 +263,7 @@ func FuzzWhatIsWrittenIsRead(f *testing.F) {
 	f.Add([]byte("hello\n"))
 	f.Add([]byte("\xff\xfe\u2028\u2029\"\\\x00\x1f<>&"))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		b := appendEntry(nil, line, "stdout", at)
+		b := appendEntry(nil, line, "stdout", "", at)
 		own, ok := decodeOwn(b)
 		if !ok {
 			t.Fatalf("decodeOwn(%q) does not know it", b)
@@ -189,7 +298,7 @@ func FuzzDecodeAgreesWithJSON(f *testing.F) {
 }
 
 func BenchmarkWrite(b *testing.B) {
-	w, err := Open(filepath.Join(b.TempDir(), "log"), 1<<20, 2)
+	w, err := Open(Options{Path: filepath.Join(b.TempDir(), "log"), MaxSize: 1 << 20, MaxFiles: 2})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -204,7 +313,7 @@ func BenchmarkWrite(b *testing.B) {
 }
 
 func BenchmarkDecode(b *testing.B) {
-	line := appendEntry(nil, []byte(strings.Repeat("a", 99)+"\n"), "stdout", at)
+	line := appendEntry(nil, []byte(strings.Repeat("a", 99)+"\n"), "stdout", "", at)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := Decode(line); err != nil {

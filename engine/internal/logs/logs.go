@@ -1,8 +1,10 @@
 // Package logs reads the json-file logs that the runtime monitor writes.
 //
-// A log is a file and its rotated predecessors, path.1 the youngest. Reading
-// needs no cooperation of the writer and never holds it up: following waits on
-// inotify. Format: package runtime/jsonlog.
+// A log is a file and its rotated predecessors, path.1 the youngest, which may
+// be compressed (path.1.gz). Reading needs no cooperation of the writer and
+// never holds it up: following waits on inotify. Format: package
+// runtime/jsonlog. Containers that log to journald are read back through
+// journalctl (journal.go).
 package logs
 
 import (
@@ -12,11 +14,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/runtime/jsonlog"
@@ -77,7 +81,7 @@ func (r *reader) run(ctx context.Context) error {
 		}
 	}
 	for _, f := range files {
-		if err := r.drain(f); err != nil {
+		if err := r.drainSource(f); err != nil {
 			return err
 		}
 	}
@@ -85,20 +89,28 @@ func (r *reader) run(ctx context.Context) error {
 		return nil
 	}
 	var current *os.File
-	if len(files) > 0 {
-		current = files[len(files)-1]
+	if len(files) > 0 && !files[len(files)-1].packed {
+		current = files[len(files)-1].File
 	}
 	return r.follow(ctx, changes, current)
 }
 
+// A source is one file of a log. A compressed one is read from its beginning,
+// so for the last lines of it there is a number of lines to skip.
+type source struct {
+	*os.File
+	packed bool
+	skip   int
+}
+
 // open returns the log's files, oldest first.
-func (r *reader) open() (files []*os.File, err error) {
+func (r *reader) open() (files []*source, err error) {
 	for n := 0; ; n++ {
 		name := r.path
 		if n > 0 {
 			name = fmt.Sprintf("%s.%d", r.path, n)
 		}
-		f, err := os.Open(name)
+		f, packed, err := openEither(name)
 		if os.IsNotExist(err) {
 			if n > 0 {
 				slices.Reverse(files)
@@ -109,7 +121,52 @@ func (r *reader) open() (files []*os.File, err error) {
 		if err != nil {
 			return files, err
 		}
-		files = append(files, f)
+		if len(files) > 0 && same(files[len(files)-1].File, f) {
+			f.Close() // moved up by a rotation while we look
+			continue
+		}
+		files = append(files, &source{File: f, packed: packed})
+	}
+}
+
+// openEither opens a file or its compressed form.
+func openEither(name string) (f *os.File, packed bool, err error) {
+	if f, err = os.Open(name); !os.IsNotExist(err) {
+		return f, false, err
+	}
+	f, err = os.Open(name + ".gz")
+	return f, true, err
+}
+
+func same(a, b *os.File) bool {
+	x, errx := a.Stat()
+	y, erry := b.Stat()
+	return errx == nil && erry == nil && os.SameFile(x, y)
+}
+
+// drainSource reads one file to its present end.
+func (r *reader) drainSource(s *source) error {
+	if !s.packed {
+		return r.drain(s.File)
+	}
+	z, err := gzip.NewReader(s.File)
+	if err != nil {
+		return nil // damaged; the next files are good
+	}
+	defer z.Close()
+	br := bufio.NewReaderSize(z, 32<<10)
+	for {
+		line, err := br.ReadBytes('\n')
+		if err != nil {
+			return nil // the end, or the rest is damaged
+		}
+		if s.skip > 0 {
+			s.skip--
+			continue
+		}
+		if err := r.entry(line); err != nil {
+			return err
+		}
 	}
 }
 
@@ -208,27 +265,23 @@ func (r *reader) rotated(f *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f != nil {
-		a, aerr := f.Stat()
-		b, berr := next.Stat()
-		if aerr != nil || berr != nil || os.SameFile(a, b) {
-			next.Close()
-			return nil, errors.Join(aerr, berr)
-		}
+	if f != nil && same(f, next) {
+		next.Close()
+		return nil, nil
 	}
 	return next, nil
 }
 
 // seekTail moves the files' offsets so that n lines are left to read.
-func seekTail(files []*os.File, n int) error {
+func seekTail(files []*source, n int) error {
 	for i := len(files) - 1; i >= 0; i-- {
-		found, err := seekLines(files[i], n)
+		found, err := files[i].seekLines(n)
 		if err != nil {
 			return err
 		}
 		if n -= found; n <= 0 {
 			for _, older := range files[:i] {
-				if _, err := older.Seek(0, io.SeekEnd); err != nil {
+				if _, err := older.seekLines(0); err != nil {
 					return err
 				}
 			}
@@ -236,6 +289,39 @@ func seekTail(files []*os.File, n int) error {
 		}
 	}
 	return nil
+}
+
+// seekLines leaves at most the last n lines to read.
+func (s *source) seekLines(n int) (found int, err error) {
+	switch {
+	case !s.packed:
+		return seekLines(s.File, n)
+	case n <= 0:
+		s.skip = math.MaxInt
+		return 0, nil
+	}
+	all, err := packedLines(s.File)
+	s.skip = max(all-n, 0)
+	return min(all, n), err
+}
+
+// packedLines counts the lines of a compressed file, and goes back to its
+// beginning.
+func packedLines(f *os.File) (n int, err error) {
+	z, err := gzip.NewReader(f)
+	if err == nil {
+		buf := make([]byte, 32<<10)
+		for {
+			got, err := z.Read(buf)
+			n += bytes.Count(buf[:got], []byte("\n"))
+			if err != nil {
+				break // the end, or the rest is damaged
+			}
+		}
+		z.Close()
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return n, err
 }
 
 // seekLines goes back at most n lines from the end of f, reading backwards.

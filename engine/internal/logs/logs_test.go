@@ -1,6 +1,8 @@
 package logs
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -168,5 +170,44 @@ func FuzzRead(f *testing.F) {
 		if got := read(t, path, Options{Tail: max(tail, 0)}); len(got) > max(tail, 0) || !slices.Equal(got, all[len(all)-len(got):]) {
 			t.Errorf("tail %d = %q of %q", tail, got, all)
 		}
+	})
+}
+
+func TestCompressedFilesAreRead(t *testing.T) {
+	path := logOf(t, lines(0, 10), lines(10, 20), lines(20, 25))
+	for _, name := range []string{path + ".1", path + ".2"} {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		z.Write(data)
+		z.Close()
+		if err := errors.Join(os.WriteFile(name+".gz", packed.Bytes(), 0o600), os.Remove(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for tail, first := range map[int]string{-1: "0", 24: "1", 15: "10", 7: "18", 5: "20", 2: "23"} {
+		got := read(t, path, Options{Tail: tail})
+		if n := len(got); tail >= 0 && n != tail || got[0] != first || got[n-1] != "24" {
+			t.Errorf("tail %d = %v, want from %s to 24", tail, got, first)
+		}
+	}
+}
+
+func FuzzReadRotated(f *testing.F) {
+	f.Add([]byte(lines(0, 3)), []byte(lines(3, 5)), 2, true)
+	f.Add([]byte("\x1f\x8b\x08"), []byte("{}\n{\"log\":\"x"), -1, true)
+	f.Fuzz(func(t *testing.T, old, now []byte, tail int, packed bool) {
+		path := logOf(t, string(now))
+		name := path + ".1"
+		if packed {
+			name += ".gz"
+		}
+		if err := os.WriteFile(name, old, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		read(t, path, Options{Tail: tail})
 	})
 }

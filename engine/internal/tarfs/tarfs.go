@@ -147,10 +147,12 @@ type Options struct {
 	// KeepType refuses to put a directory in place of a file or the reverse
 	// (noOverwriteDirNonDir).
 	KeepType bool
-	// AsOwner gives everything to the owner of the directory it comes to,
-	// instead of the owner in the stream.
-	AsOwner bool
+	// Owner, if set, gets everything, instead of the owner in the stream.
+	Owner *Owner
 }
+
+// An Owner is a user and a group.
+type Owner struct{ UID, GID int }
 
 // Extract unpacks a tar below dir of root, over what is there. Names that lead
 // outside are errdef.Invalid. What was unpacked before an error stays.
@@ -272,10 +274,12 @@ func (x *extractor) node(name string, h *tar.Header) error {
 }
 
 func (x *extractor) attributes(name string, h *tar.Header, follow bool) error {
-	if !x.options.AsOwner {
-		if err := x.root.Lchown(name, h.Uid, h.Gid); err != nil {
-			return err
-		}
+	to := Owner{h.Uid, h.Gid}
+	if x.options.Owner != nil {
+		to = *x.options.Owner
+	}
+	if err := x.root.Lchown(name, to.UID, to.GID); err != nil {
+		return err
 	}
 	if !follow {
 		return nil

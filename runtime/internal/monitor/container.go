@@ -16,6 +16,7 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/cgroup"
+	"github.com/minke-os/minke/runtime/internal/forward"
 	"github.com/minke-os/minke/runtime/internal/reap"
 	"github.com/minke-os/minke/runtime/internal/spawn"
 	"github.com/minke-os/minke/runtime/internal/wire"
@@ -31,6 +32,7 @@ type container struct {
 	pidfd   *os.File
 	group   *cgroup.Group
 	log     *jsonlog.Writer // nil: discarded
+	queue   *queue          // of output on its way to the log; nil if the container waits for it
 	journal *journal
 	copies  sync.WaitGroup // of output into the log
 
@@ -191,9 +193,16 @@ func setOOMScore(pid, score int) error {
 }
 
 func (c *container) openLog() (err error) {
-	if l := c.launch.Log; l.Path != "" {
-		if c.log, err = jsonlog.Open(l.Path, l.MaxSize, l.MaxFiles); err != nil {
+	if l := c.launch.Log; l.Path != "" || l.Forward != nil {
+		o := jsonlog.Options{Path: l.Path, MaxSize: l.MaxSize, MaxFiles: l.MaxFiles, Compress: l.Compress, Attrs: l.Attrs}
+		if l.Forward != nil {
+			o.Sink = forward.New(*l.Forward)
+		}
+		if c.log, err = jsonlog.Open(o); err != nil {
 			return fmt.Errorf("open the log: %w", err)
+		}
+		if l.Buffer > 0 {
+			c.queue = newQueue(l.Buffer)
 		}
 	}
 	if c.journal == nil {
@@ -258,6 +267,7 @@ func (c *container) awaitEnd() {
 	out.hurry()
 	errs.hurry()
 	c.copies.Wait()
+	c.queue.finish()
 	if c.log != nil {
 		c.log.Close()
 	}

@@ -27,7 +27,7 @@ type output struct {
 // copyFrom starts copying src, stdout (0) or stderr (1), until its end.
 func (c *container) copyFrom(src *os.File, i int) *output {
 	o := &output{src: src}
-	t := &tap{o: o, journal: c.journal.stream(i)}
+	t := &tap{o: o, journal: c.journal.stream(i), queue: c.queue}
 	if c.log != nil {
 		t.log = c.log.Stream([]string{"stdout", "stderr"}[i])
 		t.log.Mark = t.journal.size.Store
@@ -44,13 +44,17 @@ func (c *container) copyFrom(src *os.File, i int) *output {
 type tap struct {
 	o       *output
 	log     *jsonlog.Stream // nil: discarded
+	queue   *queue          // nil: written at once
 	journal *streamJournal
 }
 
 func (t *tap) run() {
 	for t.chunk() {
 	}
-	if t.log != nil {
+	switch {
+	case t.log != nil && t.queue != nil:
+		t.queue.flush(t.log)
+	case t.log != nil:
 		t.log.Flush()
 		t.journal.end(nil)
 	}
@@ -68,7 +72,11 @@ func (t *tap) chunk() bool {
 	}
 	t.journal.begin(n)
 	p := t.journal.chunk[:n]
-	if t.log != nil {
+	switch {
+	case t.log != nil && t.queue != nil:
+		t.queue.put(t.log, p)
+		t.journal.end(nil)
+	case t.log != nil:
 		t.log.Write(p)
 		t.journal.end(t.log.Pending())
 	}

@@ -90,9 +90,29 @@ type Launch struct {
 
 // Log is where output goes.
 type Log struct {
-	Path     string `json:"path,omitempty"`
-	MaxSize  int64  `json:"size,omitempty"`
-	MaxFiles int    `json:"files,omitempty"`
+	Path     string   `json:"path,omitempty"`
+	MaxSize  int64    `json:"size,omitempty"`
+	MaxFiles int      `json:"files,omitempty"`
+	Compress bool     `json:"gzip,omitempty"`
+	Attrs    string   `json:"attrs,omitempty"`
+	Buffer   int      `json:"buffer,omitempty"`
+	Forward  *Forward `json:"forward,omitempty"`
+}
+
+// Forward is a log service that gets the output, too, or instead.
+type Forward struct {
+	Network string   `json:"net"`               // unixgram, unix, udp or tcp
+	Address string   `json:"addr"`              // path, or IP address and port
+	Journal []string `json:"journal,omitempty"` // fields, NAME=value, of each entry in journald's protocol
+	Syslog  *Syslog  `json:"syslog,omitempty"`  // else this
+}
+
+// Syslog is how a syslog line looks.
+type Syslog struct {
+	Facility int    `json:"facility"`
+	Format   string `json:"format"` // "", rfc3164, rfc5424 or rfc5424micro
+	Tag      string `json:"tag"`
+	Host     string `json:"host"`
 }
 
 // A Reply answers a Request. Err excludes the rest.
