@@ -86,7 +86,7 @@ func minkeRoot(root *cobra.Command, s *connect.Session, version string) {
 	}{
 		{"app", "The application:", app.Commands(s)},
 		{"container", "Containers:", container.Commands(s)},
-		{"image", "Images:", image.Commands(s)},
+		{"image", "Images:", append(image.Commands(s), image.DeltaCommand(s))},
 		{"system", "Engine:", append(system.Commands(s, version), system.StoreCommand(s))},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

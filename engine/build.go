@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -155,12 +156,20 @@ func changed(c *container.Config, lines []string) (*container.Config, error) {
 
 // ImageLoad adds the images of an archive, or those for a platform.
 func (e *Engine) ImageLoad(ctx context.Context, r io.Reader, p oci.Platform, progress func(archive.Progress)) error {
-	return archive.Load(ctx, e.images, r, archive.LoadOptions{Platform: p, Progress: func(p archive.Progress) {
+	var loaded []oci.ImageID
+	err := archive.Load(ctx, e.images, r, archive.LoadOptions{Platform: p, Progress: func(p archive.Progress) {
 		if p.Loaded != "" {
 			e.publishImage(events.ActionLoad, string(p.ImageID), p.Loaded)
+			loaded = append(loaded, p.ImageID)
 		}
 		progress(p)
 	}})
+	for _, id := range slices.Compact(loaded) {
+		if err == nil {
+			_, err = e.undelta(ctx, id, func(registry.Progress) {})
+		}
+	}
+	return err
 }
 
 // ImageSave checks that all images are here, and for the platform if one is

@@ -7,6 +7,7 @@ import (
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -37,7 +38,7 @@ func (e *Engine) DeltaPush(ctx context.Context, d *store.ImageDelta, name string
 	if err != nil {
 		return err
 	}
-	done, err := e.registry.PushDelta(ctx, ref, d, registry.PushOptions{Credentials: o.Credentials, Progress: o.Progress})
+	done, err := e.registry.Load().PushDelta(ctx, ref, d, registry.PushOptions{Credentials: o.Credentials, Progress: o.Progress})
 	if err != nil {
 		return err
 	}
@@ -48,4 +49,49 @@ func (e *Engine) DeltaPush(ctx context.Context, d *store.ImageDelta, name string
 // DeltaSave writes a delta as an archive that load takes.
 func (e *Engine) DeltaSave(d *store.ImageDelta, w io.Writer) error {
 	return archive.SaveDelta(w, d)
+}
+
+// ImageDelta makes an image that is a delta of balenaEngine's kind, and gives
+// it a name if tag is not "".
+func (e *Engine) ImageDelta(ctx context.Context, base, target, tag string, progress func(registry.Progress)) (oci.ImageID, error) {
+	from, err := e.image(base)
+	if err != nil {
+		return "", err
+	}
+	to, err := e.image(target)
+	if err != nil {
+		return "", err
+	}
+	var name oci.Reference
+	if tag != "" {
+		if name, err = oci.ParseReference(tag); err != nil {
+			return "", errdef.Invalid.Wrap(err)
+		}
+		if name.Digest != "" {
+			return "", errdef.Invalid.Errorf("build tag cannot contain a digest")
+		}
+	}
+	id, err := e.images.MakeRsyncDelta(ctx, from, to, func(l oci.DiffID, status string) {
+		progress(registry.Progress{ID: oci.Digest(l).Hex()[:12], Status: status})
+	})
+	if err == nil && tag != "" {
+		err = e.images.Tag(id, name)
+	}
+	return id, err
+}
+
+// undelta puts the image that a delta of balenaEngine's kind stands for in the
+// delta's place. Other images it leaves alone.
+func (e *Engine) undelta(ctx context.Context, id oci.ImageID, progress func(registry.Progress)) (oci.ImageID, error) {
+	img, err := e.images.Image(id)
+	if err != nil || !store.IsRsyncDelta(img) {
+		return id, err
+	}
+	progress(registry.Progress{ID: id.Short(), Status: "Applying delta"})
+	target, err := e.images.ApplyRsyncDelta(ctx, img)
+	if err != nil {
+		return id, err
+	}
+	_, err = e.images.Remove(string(id), store.RemoveOptions{Force: true}, e.imageUser)
+	return target, err
 }

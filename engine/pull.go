@@ -20,6 +20,7 @@ import (
 type PullOptions struct {
 	Platform    oci.Platform // the host's if empty
 	Credentials registry.Credentials
+	NoDeltas    bool                    // fetch layers whole
 	Progress    func(registry.Progress) // called from several goroutines
 }
 
@@ -75,8 +76,11 @@ func joinReference(name, tag string) (ref oci.Reference, all bool, err error) {
 
 func (e *Engine) pull(ctx context.Context, ref oci.Reference, o PullOptions) (oci.ImageID, error) {
 	id, err := e.registry.Load().Pull(ctx, ref, registry.PullOptions{
-		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, Progress: o.Progress,
+		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, NoDeltas: o.NoDeltas, Progress: o.Progress,
 	})
+	if err == nil {
+		id, err = e.undelta(ctx, id, o.Progress)
+	}
 	// The containers need the memory that this took, and the collector would
 	// keep it for minutes.
 	debug.FreeOSMemory()

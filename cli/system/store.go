@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 
 	"github.com/spf13/cobra"
@@ -75,12 +74,8 @@ func askCheck(ctx context.Context, s *connect.Session, repair bool) (r storeRepo
 		return r, err
 	}
 	defer engine.Close()
-	dial := engine.Dialer()
-	h := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://engine/minke/store/check?repair=%t", repair), nil)
+	h := connect.HTTP(engine)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("%s/minke/store/check?repair=%t", connect.Base, repair), nil)
 	if err != nil {
 		return r, err
 	}

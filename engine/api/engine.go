@@ -81,6 +81,10 @@ type images interface {
 	ImageSave(ctx context.Context, names []string, p oci.Platform) (func(io.Writer) error, error)
 	ImagePull(ctx context.Context, name, tag string, o engine.PullOptions) error
 	ImagePush(ctx context.Context, name, tag string, o engine.PushOptions) error
+	ImageDelta(ctx context.Context, base, target, tag string, progress func(registry.Progress)) (oci.ImageID, error)
+	DeltaCreate(ctx context.Context, base, target string, o engine.DeltaOptions) (*store.ImageDelta, error)
+	DeltaPush(ctx context.Context, d *store.ImageDelta, name string, o engine.PushOptions) error
+	DeltaSave(d *store.ImageDelta, w io.Writer) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)
 	ImageBuild(ctx context.Context, o build.Options, auths engine.RegistryAuths, contextTar io.Reader, out build.Output) (oci.ImageID, error)
 	ImagePrune(ctx context.Context, f engine.Filters) (deleted []image.DeleteResponse, reclaimed int64, err error)

@@ -72,7 +72,11 @@ func (s *Server) routes() {
 	s.handle("GET /volumes/{name}", s.volumeInspect)
 	s.handle("DELETE /volumes/{name}", s.volumeRemove)
 
-	s.handle("POST /minke/store/check", s.storeCheck) // ours
+	// Ours, and balenaEngine's.
+	s.handle("POST /minke/store/check", s.storeCheck)
+	s.handle("POST /minke/delta", s.deltaPush)
+	s.handle("GET /minke/delta", s.deltaSave)
+	s.handle("POST /images/delta", s.imageDelta)
 
 	// What a daemon without swarm and plugins answers.
 	noSwarm := refused("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
