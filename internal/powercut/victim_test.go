@@ -25,6 +25,7 @@ import (
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/testdaemon"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -33,6 +34,10 @@ import (
 const victimVar = "MINKE_POWERCUT_VICTIM"
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(mountVar); text != "" {
+		fmt.Println("failed:", becomeWithMount(text))
+		os.Exit(1)
+	}
 	if text := os.Getenv(victimVar); text != "" {
 		if err := victim(text); err != nil {
 			fmt.Println("failed:", err)
@@ -40,7 +45,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	testdaemon.Main(m)
 }
 
 // A script is what a victim is told to do.
