@@ -487,7 +487,7 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		for _, links := range []bool{false, true} {
-			rec := record(t, tiny, script{Links: links, Seed: seed, Steps: 30, Full: true})
+			rec := record(t, tiny, script{Links: links, Seed: seed, Steps: 16, Full: true})
 			if rec.full == 0 {
 				t.Errorf("links %v, seed %d: the disk was never full, so this test shows nothing", links, seed)
 			}

@@ -97,6 +97,11 @@ func victim(text string) error {
 	if w.c, err = registry.New(w.s, db, registry.Options{}); err != nil {
 		return err
 	}
+	if w.Full {
+		if err := w.leave(2500 << 10); err != nil {
+			return err
+		}
+	}
 	if w.Bulk > 0 {
 		return w.bulk(context.Background())
 	}
@@ -107,6 +112,20 @@ func victim(text string) error {
 	}
 	w.say("end")
 	return nil
+}
+
+// leave takes the disk's room but for so many bytes.
+func (w *worker) leave(free int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(w.root, &st); err != nil {
+		return err
+	}
+	f, err := os.Create(w.root + "/filler")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*int64(st.Bsize)-free)
 }
 
 // takeOut makes system calls of this process do nothing and report success.
