@@ -30,7 +30,7 @@ test-race:
 
 test-powercut: ## a thousand power cuts of the image store, and other file systems; minutes
 	scripts/deps powercut
-	MINKE_POWERCUT=1 go test -count 1 -timeout 30m -v ./internal/powercut
+	MINKE_POWERCUT=1000 go test -count 1 -timeout 30m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
 
 soak: ## 500 containers at once, 10,000 one after the other
 	scripts/deps test

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,35 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
-	"github.com/minke-os/minke/internal/powercut"
 	"github.com/minke-os/minke/internal/testenv"
 )
-
-// disk is the root of a new file system of its own.
-func disk(t testing.TB, size int64, mkfs ...string) string {
-	t.Helper()
-	testenv.NeedRoot(t)
-	testenv.Need(t, mkfs[0])
-	image, err := os.Create(filepath.Join(t.TempDir(), "disk"))
-	must(t, err)
-	defer image.Close()
-	must(t, image.Truncate(size))
-	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image.Name())...).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v: %s", mkfs, err, out)
-	}
-	loop, err := powercut.Attach(t.TempDir(), image)
-	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
-	}
-	fd, err := powercut.Mount(strings.TrimPrefix(mkfs[0], "mkfs."), map[string]string{"source": loop.Path}, 0)
-	loop.Close() // the mount keeps it
-	if err != nil {
-		t.Skip(err)
-	}
-	root := os.NewFile(uintptr(fd), "disk")
-	t.Cleanup(func() { root.Close() })
-	return fmt.Sprintf("/proc/self/fd/%d", fd)
-}
 
 // exhaust leaves not a block free below dir.
 func exhaust(t testing.TB, dir string) {

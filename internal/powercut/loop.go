@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -72,6 +73,33 @@ func (l *Loop) direct() bool {
 
 // Close gives the device up; a file system on it keeps it until unmounted.
 func (l *Loop) Close() error { return errors.Join(l.f.Close(), os.Remove(l.Path)) }
+
+// Fresh makes a file system of the given size on an ordinary file in dir and
+// mounts it: mkfs is a command like mkfs.ext4 with its options. Closing the
+// root unmounts it.
+func Fresh(dir string, size int64, mkfs ...string) (root *os.File, err error) {
+	image, err := os.CreateTemp(dir, "disk")
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	if err := image.Truncate(size); err != nil {
+		return nil, err
+	}
+	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image.Name())...).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%v: %w: %s", mkfs, err, out)
+	}
+	loop, err := Attach(dir, image)
+	if err != nil {
+		return nil, err
+	}
+	defer loop.Close() // the mount keeps it
+	fd, err := Mount(strings.TrimPrefix(filepath.Base(mkfs[0]), "mkfs."), map[string]string{"source": loop.Path}, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "disk"), nil
+}
 
 // Mount mounts a file system where no path leads to and returns a descriptor
 // of its root; closing the last one unmounts it. Options without a value are

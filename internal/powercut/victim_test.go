@@ -25,6 +25,7 @@ import (
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
+	"github.com/minke-os/minke/internal/testdaemon"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -33,6 +34,10 @@ import (
 const victimVar = "MINKE_POWERCUT_VICTIM"
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(mountVar); text != "" {
+		fmt.Println("failed:", becomeWithMount(text))
+		os.Exit(1)
+	}
 	if text := os.Getenv(victimVar); text != "" {
 		if err := victim(text); err != nil {
 			fmt.Println("failed:", err)
@@ -40,7 +45,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	testdaemon.Main(m)
 }
 
 // A script is what a victim is told to do.
@@ -92,6 +97,11 @@ func victim(text string) error {
 	if w.c, err = registry.New(w.s, db, registry.Options{}); err != nil {
 		return err
 	}
+	if w.Full {
+		if err := w.leave(2500 << 10); err != nil {
+			return err
+		}
+	}
 	if w.Bulk > 0 {
 		return w.bulk(context.Background())
 	}
@@ -102,6 +112,20 @@ func victim(text string) error {
 	}
 	w.say("end")
 	return nil
+}
+
+// leave takes the disk's room but for so many bytes.
+func (w *worker) leave(free int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(w.root, &st); err != nil {
+		return err
+	}
+	f, err := os.Create(w.root + "/filler")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*int64(st.Bsize)-free)
 }
 
 // takeOut makes system calls of this process do nothing and report success.
