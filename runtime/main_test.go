@@ -17,7 +17,8 @@ import (
 	"github.com/minke-os/minke/internal/testenv"
 )
 
-// binary is the program under test, built once.
+// binary is the program under test, built once. $MINKE_TEST_PROGRAMS is a
+// directory that has it, where there is no Go.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -27,12 +28,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "minke-runtime")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "github.com/minke-os/minke/cmd/minke-runtime")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build minke-runtime:", err)
-		os.Exit(1)
+	if built := os.Getenv("MINKE_TEST_PROGRAMS"); built != "" {
+		binary = filepath.Join(built, "minke-runtime")
+	} else {
+		buildProgram()
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
@@ -41,6 +40,16 @@ func TestMain(m *testing.M) {
 		os.Remove(d)
 	}
 	os.Exit(code)
+}
+
+func buildProgram() {
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "github.com/minke-os/minke/cmd/minke-runtime")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "build minke-runtime:", err)
+		os.Exit(1)
+	}
 }
 
 // box is a monitor with a small image.
