@@ -43,6 +43,7 @@ var suites = []suite{
 	{Package: "runtime/internal/cgroup"},
 	{Package: "engine/internal/cgroup"},
 	{Package: "runtime/internal/boot"},
+	{Package: "internal/overlay"},
 	// The monitor's memory is measured when it has rested, which takes too long
 	// here.
 	{Package: "runtime", Skip: "^TestSizeOfTheMonitor$"},

@@ -14,7 +14,6 @@ package spawn
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
@@ -123,7 +123,7 @@ func enter(p Process, pidns int) error {
 // that is moved to a cgroup after its birth makes the kernel wait for all
 // processors to take notice, 10 ms; a thread that moves itself does not.
 func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
-	err = onThread(func() error {
+	err = thread.Run(func() error {
 		if err := prepare(); err != nil {
 			return err
 		}
@@ -131,22 +131,6 @@ func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.Pro
 		return err
 	})
 	return pid, err
-}
-
-// onThread runs f on a thread that ends with it.
-func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Go does not end the main thread, only puts it aside.
-			result <- onThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		result <- f() // and never unlocked
-	}()
-	return <-result
 }
 
 // executable is a name for this program on a read-only mount.
