@@ -18,7 +18,6 @@ package runtime
 import (
 	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -53,10 +52,6 @@ type Container struct {
 	StdinOnce bool // close standard input when the first attached client closes it
 
 	Log Log
-
-	// Inherit, if set, are the program's descriptors 0–2. Then there is
-	// nothing to attach to, and no log.
-	Inherit []*os.File
 }
 
 // Log says where output goes. The zero value discards it.
