@@ -104,6 +104,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 	attached := !req.Detach
 	pid, streams, err := e.rt.Exec(ctx, r.ID, runtime.Exec{
 		ID: x.id, Process: p, Stdin: attached && x.req.AttachStdin, Stdout: attached && x.req.AttachStdout, Stderr: attached && x.req.AttachStderr,
+		Foreign: isForeign(&r),
 	})
 	if err != nil {
 		return nil, e.execFailed(x, err)

@@ -14,7 +14,34 @@ import (
 
 // plan divides the OCI configuration into what the monitor does and what
 // happens in the container.
-func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error) {
+func (m *Monitor) plan(c Container) (launch *wire.Launch, config any, warnings []string, err error) {
+	if c.Foreign != nil {
+		launch, config, err = c.foreign()
+	} else {
+		launch, config, warnings, err = m.divide(c)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	launch.Stdin, launch.StdinOnce = c.Stdin, c.StdinOnce
+	launch.Log = wire.Log(c.Log)
+	return launch, config, warnings, nil
+}
+
+// foreign is the plan where another runtime does everything.
+func (c Container) foreign() (*wire.Launch, *wire.ForeignConfig, error) {
+	s := c.Spec
+	if s == nil || s.Process == nil || s.Linux == nil || s.Root == nil || c.Rootfs == nil {
+		return nil, nil, errdef.Invalid.Errorf("container %s: the configuration has no process, root or linux section", c.ID)
+	}
+	return &wire.Launch{
+		Terminal: s.Process.Terminal, Bundle: c.Bundle, Namespaces: s.Linux.Namespaces,
+		CgroupsPath: s.Linux.CgroupsPath, Resources: s.Linux.Resources,
+		Foreign: &wire.Foreign{Path: c.Foreign.Path, Args: c.Foreign.Args},
+	}, &wire.ForeignConfig{Spec: s, Rootfs: c.Rootfs}, nil
+}
+
+func (m *Monitor) divide(c Container) (*wire.Launch, *boot.Config, []string, error) {
 	p := plan.Container{ID: c.ID, Bundle: c.Bundle, Spec: c.Spec, Rootfs: c.Rootfs}
 	if c.Rootfs != nil { // an overlay only needs some directory in its own mount namespace
 		p.RootDir = filepath.Join(m.opts.Dir, "root")
@@ -29,8 +56,6 @@ func (m *Monitor) plan(c Container) (*wire.Launch, *boot.Config, []string, error
 	if c.Spec.Hooks != nil && hooks(c.Spec.Hooks) > 0 {
 		return nil, nil, nil, errdef.Unsupported.Errorf("container %s: the monitor does not do hooks; take them out of the configuration", c.ID)
 	}
-	launch.Stdin, launch.StdinOnce = c.Stdin, c.StdinOnce
-	launch.Log = wire.Log(c.Log)
 	return launch, cfg, warnings, nil
 }
 

@@ -52,6 +52,17 @@ type Container struct {
 	StdinOnce bool // close standard input when the first attached client closes it
 
 	Log Log
+
+	// Foreign, if set, makes the container instead of this runtime: another
+	// OCI runtime. Rootfs must be set then. Further processes are made by it,
+	// too; everything else holds as for our own.
+	Foreign *Foreign
+}
+
+// A Foreign is another OCI runtime's command.
+type Foreign struct {
+	Path string
+	Args []string // before its commands
 }
 
 // Log says where output goes. The zero value discards it.
@@ -122,6 +133,7 @@ type Exec struct {
 	Stdin   bool
 	Stdout  bool // false: discarded
 	Stderr  bool
+	Foreign bool // the container was made by another runtime
 }
 
 // Streams are the ends of an attachment. Fields that were not asked for are

@@ -20,7 +20,11 @@ func (m *Monitor) Exec(ctx context.Context, id string, e Exec) (pid int, s *Stre
 	if e.Process == nil || e.ID == "" {
 		return 0, nil, errdef.Invalid.Errorf("exec in container %s: no process or no ID", id)
 	}
-	config, err := plan.ConfigFile(&boot.Config{Process: e.Process})
+	var cfg any = &boot.Config{Process: e.Process}
+	if e.Foreign {
+		cfg = &wire.ForeignConfig{Process: e.Process}
+	}
+	config, err := plan.ConfigFile(cfg)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -68,7 +68,7 @@ func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
 	return &container{
 		m: m, id: id, launch: l, status: created,
 		booted: make(chan struct{}), stopped: make(chan struct{}), drained: make(chan struct{}),
-		execs: map[string]*process{},
+		execs: map[string]*process{}, group: &cgroup.Group{},
 	}
 }
 
@@ -103,6 +103,9 @@ func (m *Monitor) forget(c *container) {
 
 // launchInit clones the init and begins to watch it.
 func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+	if c.launch.Foreign != nil {
+		return nil, c.launchForeign(config)
+	}
 	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
@@ -114,6 +117,25 @@ func (c *container) launchInit(config *os.File) (warnings []string, err error) {
 	go c.awaitBoot()
 	go c.awaitEnd()
 	return warnings, nil
+}
+
+// launchForeign is launchInit by another runtime, which makes the cgroup, too.
+func (c *container) launchForeign(config *os.File) error {
+	err := c.createForeign(config)
+	var group *cgroup.Group
+	if err == nil {
+		group, err = cgroup.Existing(c.cgroupPath())
+	}
+	if err != nil {
+		c.runForeign([]string{"delete", "--force"}, stdio{}, nil, nil) // if it knows it at all
+		return errors.Join(err, os.RemoveAll(c.bundle()))
+	}
+	c.mu.Lock()
+	c.group = group
+	c.mu.Unlock()
+	c.save()
+	go c.awaitEnd()
+	return nil
 }
 
 func (c *container) cgroupPath() string {
@@ -301,6 +323,9 @@ func (c *container) start(ctx context.Context) error {
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
+	if c.launch.Foreign != nil {
+		return c.startForeign()
+	}
 	c.mu.Lock()
 	conn := c.conn
 	c.conn = nil
@@ -446,6 +471,11 @@ func (m *Monitor) remove(ctx context.Context, c *container) error {
 		return fmt.Errorf("kill what is left of container %s: %w", c.id, err)
 	}
 	<-c.drained
+	if c.launch.Foreign != nil {
+		if err := c.deleteForeign(); err != nil {
+			return fmt.Errorf("delete container %s: %w", c.id, err)
+		}
+	}
 	if err := c.group.Remove(); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}

@@ -154,8 +154,8 @@ func warningsOf(p *specs.Process) []string {
 	return w
 }
 
-// ConfigFile is the configuration in a file without a name.
-func ConfigFile(cfg *boot.Config) (*os.File, error) {
+// ConfigFile is a configuration in a file without a name.
+func ConfigFile(cfg any) (*os.File, error) {
 	data, err := json.Marshal(cfg)
 	if err != nil {
 		return nil, err
