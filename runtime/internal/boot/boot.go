@@ -154,7 +154,7 @@ func (l *life) run(prepare func(*Config) (*program, error)) error {
 	if err := cfg.Hooks.StartContainer.run(l.state, specs.StateCreated); err != nil {
 		return err
 	}
-	return p.exec()
+	return p.exec(l.conn.FD())
 }
 
 // built lets others run hooks while the host's files can still be seen, and

@@ -65,7 +65,7 @@ func restrict(cfg *Config, tty int) (*program, error) {
 }
 
 // exec returns only with an error.
-func (p *program) exec() error {
+func (p *program) exec(socket int) error {
 	for i := range p.preserve { // upwards: none is overwritten before its turn
 		if err := unix.Dup3(p.inherited+i, SocketFD+i, 0); err != nil {
 			return fmt.Errorf("preserve descriptor %d: %w", SocketFD+i, err)
@@ -77,8 +77,24 @@ func (p *program) exec() error {
 	if err := loadFilter(p.filter); err != nil {
 		return err
 	}
+	if isOurs(p.path) {
+		// docker-init counts as started when it has handlers for signals, for
+		// until then one would end it: it closes the socket itself.
+		if err := unix.Dup3(socket, SocketFD, 0); err != nil {
+			return os.NewSyscallError("dup", err)
+		}
+	}
 	err := syscall.Exec(p.path, p.args, p.env)
 	return &wire.ProgramError{Code: 126, Text: fmt.Sprintf("exec %s: %v", p.path, err)}
+}
+
+// isOurs reports whether path is this program, mounted into the container.
+func isOurs(path string) bool {
+	var ours, its unix.Stat_t
+	if unix.Stat("/proc/self/exe", &ours) != nil || unix.Stat(path, &its) != nil {
+		return false
+	}
+	return ours.Dev == its.Dev && ours.Ino == its.Ino
 }
 
 func setRlimits(limits []specs.POSIXRlimit) error {
