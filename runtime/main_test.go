@@ -21,6 +21,10 @@ import (
 // directory that has it, where there is no Go.
 var binary string
 
+// cgroupParent is this run's: another at the same time would kill what is in
+// ours.
+var cgroupParent = fmt.Sprintf("/minke-test-%d", os.Getpid())
+
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "minke-runtime-")
 	if err != nil {
@@ -35,8 +39,8 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
-	left, _ := filepath.Glob("/sys/fs/cgroup/*/minke-test")
-	for _, d := range append(left, "/sys/fs/cgroup/minke-test") {
+	left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
+	for _, d := range append(left, "/sys/fs/cgroup"+cgroupParent) {
 		os.Remove(d)
 	}
 	os.Exit(code)
@@ -158,7 +162,7 @@ func dockerSpec(id string, args []string) *specs.Spec {
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/minke-test/" + id,
+			CgroupsPath: cgroupParent + "/" + id,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.UTSNamespace},
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
