@@ -199,6 +199,7 @@ func (e *Engine) execProcess(r *record, req container.ExecCreateRequest) (*specs
 		Env:             spec.MergeEnv(spec.Env(&cfg, e.hostname(r), who.Home), req.Env),
 		Capabilities:    spec.Set(caps),
 		NoNewPrivileges: security.NoNewPrivileges,
+		ApparmorProfile: security.AppArmor,
 	}, nil
 }
 

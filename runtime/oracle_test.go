@@ -125,7 +125,11 @@ func TestTimeNamespace(t *testing.T) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1_000_000_000}}
 	})
-	if out, code := c.call("run", "x"); code != 0 || len(strings.TrimSpace(out)) != 10 {
+	out, code := c.call("run", "x")
+	if strings.Contains(out, "kernel is too old") {
+		t.Skip("this kernel has no time namespaces for processes that share memory until they exec (6.1 does not)")
+	}
+	if code != 0 || len(strings.TrimSpace(out)) != 10 {
 		t.Errorf("run = %q, %d; want an uptime of a billion seconds", out, code)
 	}
 }

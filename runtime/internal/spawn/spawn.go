@@ -80,6 +80,11 @@ func Start(p Process) (Child, error) {
 	pid, err := forkFrom(func() error { return enter(p, pidns) }, exe, []string{"minke-runtime", applet}, attr)
 	if err != nil {
 		conn.Close()
+		if errors.Is(err, unix.EINVAL) && newTime(p.Launch.Namespaces) {
+			// The clone shares our memory until it execs, which older kernels
+			// refuse when the clocks differ.
+			return Child{}, errdef.Unsupported.Errorf("this kernel is too old for a time namespace of a container's own")
+		}
 		return Child{}, fmt.Errorf("clone the container's process: %w", err)
 	}
 	return Child{pid, pidfd, conn}, nil
@@ -129,6 +134,15 @@ func enter(p Process, pidns int) error {
 		}
 	}
 	return p.Enter()
+}
+
+func newTime(namespaces []specs.LinuxNamespace) bool {
+	for _, ns := range namespaces {
+		if ns.Type == specs.TimeNamespace {
+			return true
+		}
+	}
+	return false
 }
 
 // enterTime makes a time namespace; like that of process IDs it is the
