@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race test-powercut soak bench fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-powercut soak test-vm bench fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -35,6 +35,11 @@ test-powercut: ## a thousand power cuts of the image store, and other file syste
 soak: ## 500 containers at once, 10,000 one after the other
 	scripts/deps test
 	go test -run TestSoak -v -timeout 90m ./cmd/minked -soak
+
+test-vm: ## what depends on control groups, on a kernel that has version 2 alone
+	scripts/deps vm
+	mkdir -p bin/vm
+	go run ./internal/vmtest | go run ./internal/testlog
 
 bench: build ## beside docker and podman where they are installed
 	go run ./bench

@@ -9,13 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/internal/thread"
 )
 
 const (
@@ -37,7 +38,7 @@ func newPlace(group string) (p place, err error) {
 			return p, fmt.Errorf("cgroup version 1 with cpuacct is needed: %w", err)
 		}
 	}
-	err = onThread(func() error {
+	err = thread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -60,7 +61,7 @@ const (
 // start starts cmd in a part of the place: a child inherits what the thread
 // that clones it has.
 func (p place) start(part string, cmd *exec.Cmd) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		tasks := filepath.Join(cpuacct, p.group, part, "tasks")
 		if err := os.WriteFile(tasks, []byte(strconv.Itoa(unix.Gettid())), 0); err != nil {
 			return err
@@ -70,16 +71,6 @@ func (p place) start(part string, cmd *exec.Cmd) error {
 		}
 		return cmd.Start()
 	})
-}
-
-// onThread runs f on a thread that ends with it.
-func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread goes with the goroutine
-		result <- f()
-	}()
-	return <-result
 }
 
 func loopbackUp() error {

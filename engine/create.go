@@ -296,10 +296,9 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if err := e.settleLog(&h.LogConfig); err != nil {
 		return err
 	}
-	if h.Runtime != "" && h.Runtime != runtimeName {
-		return errdef.Invalid.Errorf("unknown or invalid runtime name: %s; minke has %s", h.Runtime, runtimeName)
+	if err := e.settleRuntime(h); err != nil {
+		return err
 	}
-	h.Runtime = runtimeName
 	for port, bindings := range h.PortBindings {
 		for _, b := range bindings {
 			if _, err := network.ParsePortRange(b.HostPort); b.HostPort != "" && err != nil {
@@ -312,8 +311,6 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	}
 	return e.settleNamespaces(h)
 }
-
-const runtimeName = "minke-runtime"
 
 // settleNamespaces turns "container:web" into the container's ID, so that a
 // rename does not matter.

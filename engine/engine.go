@@ -55,6 +55,9 @@ type Config struct {
 	ExecRoot string // does not: sockets and the state of what runs
 	Runtime  string // path of the minke-runtime program
 
+	Runtimes       map[string]Runtime // others, besides runc and crun if these are on the PATH
+	DefaultRuntime string             // of containers that name none; "": our own
+
 	Bridge string       // name of the default bridge
 	BIP    netip.Prefix // its address
 
@@ -117,6 +120,9 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("create data directory: %w", err)
 		}
+	}
+	if err := cfg.settleRuntimes(); err != nil {
+		return nil, err
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, started: time.Now(),

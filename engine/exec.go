@@ -104,6 +104,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 	attached := !req.Detach
 	pid, streams, err := e.rt.Exec(ctx, r.ID, runtime.Exec{
 		ID: x.id, Process: p, Stdin: attached && x.req.AttachStdin, Stdout: attached && x.req.AttachStdout, Stderr: attached && x.req.AttachStderr,
+		Foreign: isForeign(&r),
 	})
 	if err != nil {
 		return nil, e.execFailed(x, err)
@@ -198,6 +199,7 @@ func (e *Engine) execProcess(r *record, req container.ExecCreateRequest) (*specs
 		Env:             spec.MergeEnv(spec.Env(&cfg, e.hostname(r), who.Home), req.Env),
 		Capabilities:    spec.Set(caps),
 		NoNewPrivileges: security.NoNewPrivileges,
+		ApparmorProfile: security.AppArmor,
 	}, nil
 }
 

@@ -174,7 +174,7 @@ func (e *Engine) probe(ctx context.Context, c *Container, command []string, time
 	id := newID()
 	p, err := e.execProcess(&r, container.ExecCreateRequest{Cmd: command})
 	if err == nil {
-		err = e.runProbe(ctx, &r, runtime.Exec{ID: id, Process: p, Stdout: true, Stderr: true}, timeout, result)
+		err = e.runProbe(ctx, &r, runtime.Exec{ID: id, Process: p, Stdout: true, Stderr: true, Foreign: isForeign(&r)}, timeout, result)
 	}
 	if err != nil {
 		result.Output = err.Error()

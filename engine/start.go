@@ -129,13 +129,17 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err != nil {
 		return 0, err
 	}
+	foreign, err := e.foreign(r)
+	if err != nil {
+		return 0, err
+	}
 
 	e.at("start-prepared")
 
 	// 2. Namespaces and cgroup; the init builds the root while we go on.
 	pid, warnings, err := e.rt.Create(ctx, runtime.Container{
 		ID: r.ID, Bundle: e.containerDir(r.ID), Spec: config, Rootfs: &rootfs,
-		Stdin: r.Config.OpenStdin, StdinOnce: r.Config.StdinOnce, Log: log,
+		Stdin: r.Config.OpenStdin, StdinOnce: r.Config.StdinOnce, Log: log, Foreign: foreign,
 	})
 	if err != nil {
 		return 0, err

@@ -35,7 +35,7 @@ func (e *Engine) Info() (system.Info, error) {
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: e.registryConfig(), NCPU: runtime.NumCPU(), MemTotal: memTotal(),
 		DockerRootDir: e.cfg.DataRoot, Name: host, Labels: append([]string{}, set.Labels...), ServerVersion: e.cfg.Version,
-		Runtimes: map[string]system.RuntimeWithStatus{runtimeName: {Runtime: system.Runtime{Path: e.cfg.Runtime}}}, DefaultRuntime: runtimeName, InitBinary: path.Base(initPath),
+		Runtimes: e.runtimesInfo(), DefaultRuntime: e.cfg.DefaultRuntime, InitBinary: path.Base(initPath),
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
 		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: logDrivers},
 	}

@@ -136,7 +136,7 @@ func TestUnknownAndRefused(t *testing.T) {
 	}
 	c := b.container("true")
 	c.Spec.Hooks = &specs.Hooks{Poststart: []specs.Hook{{Path: "/bin/true"}}}
-	if _, _, err := b.Create(b.ctx, c); !errdef.Is(err, errdef.Unsupported) || !strings.Contains(err.Error(), "take it out") {
+	if _, _, err := b.Create(b.ctx, c); !errdef.Is(err, errdef.Unsupported) || !strings.Contains(err.Error(), "take them out") {
 		t.Errorf("Create with hooks = %v, want a refusal that says what to do", err)
 	}
 	c = b.container("sleep", "1000")

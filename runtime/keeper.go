@@ -32,7 +32,8 @@ type keeper struct {
 	conn   *wire.Conn    // the watch
 	up     chan struct{} // closed when a monitor answers
 	ending bool
-	err    error // why there is no monitor and will be none
+	err    error          // why there is no monitor and will be none
+	codes  map[string]int // exit codes of containers that became our children; a monitor may die before it hears of them
 }
 
 // handles are a container's descriptors by name.
@@ -53,7 +54,7 @@ func startKeeper(o Options) (*keeper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("become a subreaper", err)
 	}
-	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{}), held: map[string]handles{}}
+	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{}), held: map[string]handles{}, codes: map[string]int{}}
 	if err := k.connect(); err != nil {
 		return nil, err
 	}
@@ -93,6 +94,13 @@ func (k *keeper) hand(id string, h handles) {
 	if err := k.tell(req, files...); err != nil {
 		return
 	}
+	k.mu.Lock()
+	code, known := k.codes[id]
+	k.mu.Unlock()
+	if known {
+		k.tell(wire.Request{Op: wire.Exited, ID: id, Code: code})
+		return
+	}
 	pidfd, err := unix.FcntlInt(h[wire.HandlePidfd].Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return
@@ -100,6 +108,9 @@ func (k *keeper) hand(id string, h handles) {
 	go func() {
 		defer unix.Close(pidfd)
 		if code, ok := reapOrphan(pidfd); ok {
+			k.mu.Lock()
+			k.codes[id] = code
+			k.mu.Unlock()
 			k.tell(wire.Request{Op: wire.Exited, ID: id, Code: code})
 		}
 	}()
@@ -249,6 +260,9 @@ func (k *keeper) hear() {
 		case wire.EventGone:
 			k.held[e.ID].close()
 			delete(k.held, e.ID)
+			k.mu.Lock()
+			delete(k.codes, e.ID)
+			k.mu.Unlock()
 		case wire.EventOOM:
 			if k.opts.OnOOM != nil {
 				k.opts.OnOOM(e.ID)

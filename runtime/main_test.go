@@ -17,8 +17,13 @@ import (
 	"github.com/minke-os/minke/internal/testenv"
 )
 
-// binary is the program under test, built once.
+// binary is the program under test, built once. $MINKE_TEST_PROGRAMS is a
+// directory that has it, where there is no Go.
 var binary string
+
+// cgroupParent is this run's: another at the same time would kill what is in
+// ours.
+var cgroupParent = fmt.Sprintf("/minke-test-%d", os.Getpid())
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "minke-runtime-")
@@ -27,6 +32,21 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "minke-runtime")
+	if built := os.Getenv("MINKE_TEST_PROGRAMS"); built != "" {
+		binary = filepath.Join(built, "minke-runtime")
+	} else {
+		buildProgram()
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
+	for _, d := range append(left, "/sys/fs/cgroup"+cgroupParent) {
+		os.Remove(d)
+	}
+	os.Exit(code)
+}
+
+func buildProgram() {
 	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "github.com/minke-os/minke/cmd/minke-runtime")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
@@ -34,13 +54,6 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "build minke-runtime:", err)
 		os.Exit(1)
 	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	left, _ := filepath.Glob("/sys/fs/cgroup/*/minke-test")
-	for _, d := range append(left, "/sys/fs/cgroup/minke-test") {
-		os.Remove(d)
-	}
-	os.Exit(code)
 }
 
 // box is a monitor with a small image.
@@ -149,7 +162,7 @@ func dockerSpec(id string, args []string) *specs.Spec {
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/minke-test/" + id,
+			CgroupsPath: cgroupParent + "/" + id,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.UTSNamespace},
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},

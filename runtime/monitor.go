@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/runtime/internal/plan"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
@@ -21,7 +22,7 @@ import (
 type Monitor struct {
 	opts    Options
 	keeper  *keeper
-	filters filters
+	filters plan.Filters
 }
 
 // Open finds the monitor of o.Dir, or starts one.
@@ -29,7 +30,7 @@ func Open(ctx context.Context, o Options) (*Monitor, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Monitor{opts: o, filters: filters{dir: filepath.Join(o.Dir, "seccomp")}}
+	m := &Monitor{opts: o, filters: plan.Filters{Dir: filepath.Join(o.Dir, "seccomp")}}
 	k, err := startKeeper(o)
 	if err != nil {
 		return nil, err
@@ -66,12 +67,12 @@ func (m *Monitor) Create(ctx context.Context, c Container) (pid int, warnings []
 	if err != nil {
 		return 0, nil, err
 	}
-	config, err := configFile(cfg)
+	config, err := plan.ConfigFile(cfg)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer config.Close()
-	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, append([]*os.File{config}, c.Inherit...)...)
+	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, config)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -18,7 +18,6 @@ package runtime
 import (
 	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -54,9 +53,16 @@ type Container struct {
 
 	Log Log
 
-	// Inherit, if set, are the program's descriptors 0–2. Then there is
-	// nothing to attach to, and no log.
-	Inherit []*os.File
+	// Foreign, if set, makes the container instead of this runtime: another
+	// OCI runtime. Rootfs must be set then. Further processes are made by it,
+	// too; everything else holds as for our own.
+	Foreign *Foreign
+}
+
+// A Foreign is another OCI runtime's command.
+type Foreign struct {
+	Path string
+	Args []string // before its commands
 }
 
 // Log says where output goes. The zero value discards it.
@@ -127,6 +133,7 @@ type Exec struct {
 	Stdin   bool
 	Stdout  bool // false: discarded
 	Stderr  bool
+	Foreign bool // the container was made by another runtime
 }
 
 // Streams are the ends of an attachment. Fields that were not asked for are

@@ -12,7 +12,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/runtime/internal/boot"
 )
 
 func TestSeccomp(t *testing.T) {
@@ -260,5 +262,24 @@ func TestCapabilitiesTheHostLacksAreWarnedOf(t *testing.T) {
 	}
 	if err := b.Start(b.ctx, c.ID); err != nil {
 		t.Errorf("Start: %v", err)
+	}
+}
+
+func TestAppArmorProfileThatIsNotThereIsNamed(t *testing.T) {
+	b := newBox(t)
+	c := b.container("true")
+	c.Spec.Process.ApparmorProfile = "minke-no-such-profile"
+	_, _, err := b.Create(b.ctx, c)
+	if !boot.HasAppArmor() {
+		if !errdef.Is(err, errdef.Unsupported) || !strings.Contains(err.Error(), "AppArmor") {
+			t.Errorf("Create = %v, want a refusal, for the kernel has no AppArmor", err)
+		}
+		return
+	}
+	if err == nil {
+		err = b.Start(b.ctx, c.ID)
+	}
+	if err == nil || !strings.Contains(err.Error(), "minke-no-such-profile") {
+		t.Errorf("Start = %v, want an error that names the profile", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime/internal/boot"
+	"github.com/minke-os/minke/runtime/internal/plan"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
@@ -19,7 +20,11 @@ func (m *Monitor) Exec(ctx context.Context, id string, e Exec) (pid int, s *Stre
 	if e.Process == nil || e.ID == "" {
 		return 0, nil, errdef.Invalid.Errorf("exec in container %s: no process or no ID", id)
 	}
-	config, err := configFile(&boot.Config{Process: e.Process})
+	var cfg any = &boot.Config{Process: e.Process}
+	if e.Foreign {
+		cfg = &wire.ForeignConfig{Process: e.Process}
+	}
+	config, err := plan.ConfigFile(cfg)
 	if err != nil {
 		return 0, nil, err
 	}

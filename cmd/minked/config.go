@@ -24,30 +24,32 @@ import (
 // flags' names, as dockerd's daemon.json has them, in the plural where a flag
 // may be repeated. What is said in both places is refused, as by dockerd.
 type config struct {
-	DataRoot   string   `json:"data-root"`
-	ExecRoot   string   `json:"exec-root"`
-	Hosts      []string `json:"hosts"`
-	Group      string   `json:"group"`
-	Bridge     string   `json:"bridge"`
-	BIP        prefix   `json:"bip"`
-	PidFile    string   `json:"pidfile"`
-	LogLevel   string   `json:"log-level"`
-	Debug      bool     `json:"debug"`
-	Mirrors    []string `json:"registry-mirrors"`
-	Insecure   []string `json:"insecure-registries"`
-	Runtime    string   `json:"runtime-path"`
-	TLS        bool     `json:"tls"`
-	TLSVerify  bool     `json:"tlsverify"`
-	TLSCA      string   `json:"tlscacert"`
-	TLSCert    string   `json:"tlscert"`
-	TLSKey     string   `json:"tlskey"`
-	Supervisor bool     `json:"supervisor"`
-	Engine     string   `json:"engine"`
-	SupListen  []string `json:"supervisor-listen"`
-	BootDir    string   `json:"boot-dir"`
-	Labels     []string `json:"labels"`
-	LogDriver  string   `json:"log-driver"`
-	LogOpts    options  `json:"log-opts"`
+	DataRoot       string   `json:"data-root"`
+	ExecRoot       string   `json:"exec-root"`
+	Hosts          []string `json:"hosts"`
+	Group          string   `json:"group"`
+	Bridge         string   `json:"bridge"`
+	BIP            prefix   `json:"bip"`
+	PidFile        string   `json:"pidfile"`
+	LogLevel       string   `json:"log-level"`
+	Debug          bool     `json:"debug"`
+	Mirrors        []string `json:"registry-mirrors"`
+	Insecure       []string `json:"insecure-registries"`
+	Runtime        string   `json:"runtime-path"`
+	Runtimes       runtimes `json:"runtimes"`
+	DefaultRuntime string   `json:"default-runtime"`
+	TLS            bool     `json:"tls"`
+	TLSVerify      bool     `json:"tlsverify"`
+	TLSCA          string   `json:"tlscacert"`
+	TLSCert        string   `json:"tlscert"`
+	TLSKey         string   `json:"tlskey"`
+	Supervisor     bool     `json:"supervisor"`
+	Engine         string   `json:"engine"`
+	SupListen      []string `json:"supervisor-listen"`
+	BootDir        string   `json:"boot-dir"`
+	Labels         []string `json:"labels"`
+	LogDriver      string   `json:"log-driver"`
+	LogOpts        options  `json:"log-opts"`
 	// LiveRestore is always so; it is here for files that were written for dockerd.
 	LiveRestore bool `json:"live-restore"`
 
@@ -83,6 +85,8 @@ func parse(args []string) (*config, error) {
 	f.StringArrayVar(&c.Mirrors, "registry-mirror", c.Mirrors, "URL of a registry mirror; may be repeated")
 	f.StringArrayVar(&c.Insecure, "insecure-registry", c.Insecure, "registry to talk to without TLS; may be repeated")
 	f.StringVar(&c.Runtime, "runtime-path", c.Runtime, "the minke-runtime program (default: beside minked)")
+	f.Var(&c.Runtimes, "add-runtime", "another OCI runtime for docker run --runtime; may be repeated (runc and crun are there if they are installed)")
+	f.StringVar(&c.DefaultRuntime, "default-runtime", c.DefaultRuntime, "the runtime of containers that name none (default: minke-runtime)")
 	f.BoolVar(&c.TLS, "tls", c.TLS, "use TLS on tcp addresses; implied by --tlsverify")
 	f.BoolVar(&c.TLSVerify, "tlsverify", c.TLSVerify, "take only clients with a certificate of --tlscacert")
 	f.StringVar(&c.TLSCA, "tlscacert", c.TLSCA, "certificate of the authority that signs clients")
@@ -141,7 +145,7 @@ func (c *config) check() error {
 
 // flagNames are the flags whose name in the file is the plural.
 var flagNames = map[string]string{
-	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt",
+	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt", "runtimes": "add-runtime",
 }
 
 // conflicts refuses what is said on the command line and in the file: nobody
@@ -226,6 +230,31 @@ func parseLevel(s string) (slog.Level, error) {
 	}
 	return l, nil
 }
+
+// runtimes is a flag that names programs.
+type runtimes map[string]engine.Runtime
+
+func (r *runtimes) Set(s string) error {
+	name, path, ok := strings.Cut(s, "=")
+	if !ok || name == "" || path == "" {
+		return fmt.Errorf("invalid runtime %q: want for example crun=/usr/bin/crun", s)
+	}
+	if *r == nil {
+		*r = runtimes{}
+	}
+	(*r)[name] = engine.Runtime{Path: path}
+	return nil
+}
+
+func (r *runtimes) String() string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(*r)) {
+		words = append(words, name+"="+(*r)[name].Path)
+	}
+	return strings.Join(words, ",")
+}
+
+func (r *runtimes) Type() string { return "name=path" }
 
 // prefix is a netip.Prefix as a flag and in JSON.
 type prefix struct{ netip.Prefix }

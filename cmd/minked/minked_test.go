@@ -695,3 +695,21 @@ func TestEngineRunsOnWithoutItsSupervisor(t *testing.T) {
 	}
 	t.Errorf("the log does not tell that the supervisor stopped:\n%s", d.Log())
 }
+
+func TestSignalAtTheVeryStartReachesTheProgramOfInit(t *testing.T) {
+	d := testdaemon.Start(t)
+	yes := true
+	for range 10 {
+		id := d.RunDetached(testdaemon.Spec{Config: cmd("sleep", "1000"), Host: container.HostConfig{Init: &yes}})
+		if _, err := d.ContainerKill(t.Context(), id, client.ContainerKillOptions{Signal: "TERM"}); err != nil {
+			t.Fatal(err)
+		}
+		if code := d.WaitExit(id); code != 143 {
+			t.Fatalf("exit code %d, want that of the signal, 143", code)
+		}
+	}
+	out, _, code := d.Run(testdaemon.Spec{Config: sh("grep SigBlk /proc/self/status"), Host: container.HostConfig{Init: &yes}})
+	if code != 0 || out != "SigBlk:\t0000000000000000\n" {
+		t.Errorf("signals that the program starts with blocked: %q, %d; want none", out, code)
+	}
+}

@@ -39,10 +39,12 @@ type Mount struct {
 // Open makes the mount. Access files below the returned directory with
 // os.OpenRoot on its /proc/self/fd path, or *at calls. Close it when done.
 func (m Mount) Open() (*os.File, error) {
-	f, err := m.open(true)
+	if len(m.Lower) == 0 {
+		return nil, errors.New("overlay mount: no lower directory")
+	}
+	f, err := m.open()
 	if errors.Is(err, unix.EINVAL) {
-		// Before Linux 6.7 layers are given as one string, a page at most.
-		f, err = m.open(false)
+		f, err = m.mountAsString()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("overlay mount: %w", err)
@@ -50,13 +52,14 @@ func (m Mount) Open() (*os.File, error) {
 	return f, nil
 }
 
-func (m Mount) open(appending bool) (*os.File, error) {
+// open gives the layers one by one, which Linux 6.7 and newer take.
+func (m Mount) open() (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fs)
-	for _, o := range m.options(appending) {
+	for _, o := range m.options(true) {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
 			return nil, fmt.Errorf("%s=%s: %w%s", o[0], o[1], err, kernelLog(fs))
 		}
@@ -95,12 +98,7 @@ var canAppend = sync.OnceValue(func() bool {
 })
 
 func (m Mount) options(appending bool) [][2]string {
-	o := [][2]string{{"index", "off"}}
-	if len(m.Data) > 0 {
-		o = append(o, [2]string{"metacopy", "on"}, [2]string{"redirect_dir", "on"})
-	} else {
-		o = append(o, [2]string{"metacopy", "off"})
-	}
+	o := m.settings()
 	if appending {
 		for _, l := range m.Lower {
 			o = append(o, [2]string{"lowerdir+", l})
@@ -119,6 +117,14 @@ func (m Mount) options(appending bool) [][2]string {
 		o = append(o, [2]string{"upperdir", m.Upper}, [2]string{"workdir", m.Work})
 	}
 	return o
+}
+
+// settings are what is not a directory.
+func (m Mount) settings() [][2]string {
+	if len(m.Data) > 0 {
+		return [][2]string{{"index", "off"}, {"metacopy", "on"}, {"redirect_dir", "on"}}
+	}
+	return [][2]string{{"index", "off"}, {"metacopy", "off"}}
 }
 
 func escaped(paths []string) []string {

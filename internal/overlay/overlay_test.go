@@ -3,6 +3,8 @@ package overlay
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/minke-os/minke/internal/testenv"
@@ -46,5 +48,42 @@ func TestWritesGoToUpperOnly(t *testing.T) {
 	}
 	if got, _ := os.ReadFile(filepath.Join(dir, "upper", "file")); string(got) != "new" {
 		t.Errorf("upper file = %q, want %q", got, "new")
+	}
+}
+
+func TestManyLayersWithLongNames(t *testing.T) {
+	testenv.NeedRoot(t)
+	dir := testenv.DiskDir(t)
+	m := Mount{Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	for i := range 120 {
+		layer := filepath.Join(dir, strings.Repeat("long-", 20)+strconv.Itoa(i))
+		if err := os.MkdirAll(layer, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(layer, strconv.Itoa(i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		m.Lower = append(m.Lower, layer)
+	}
+	for _, d := range []string{m.Upper, m.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, mount := range map[string]func() (*os.File, error){"as-this-kernel-likes": m.Open, "as-before-linux-6.7": m.mountAsString} {
+		t.Run(name, func(t *testing.T) {
+			f, err := mount()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			files, err := os.ReadDir(Path(f))
+			if err != nil || len(files) != 120 {
+				t.Errorf("%d files, %v; want one of each of 120 layers", len(files), err)
+			}
+		})
+	}
+	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(mounts), dir) {
+		t.Error("a mount is left in the host's table")
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/internal/thread"
 )
 
 // Image is the name of the busybox image that every daemon has.
@@ -529,9 +529,13 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Build compiles the three programs once and returns their directory.
+// Build compiles the three programs once and returns their directory: where
+// there is no Go, that which $MINKE_TEST_PROGRAMS names.
 func Build(t testing.TB) string {
 	t.Helper()
+	if built := os.Getenv("MINKE_TEST_PROGRAMS"); built != "" {
+		return built
+	}
 	buildOnce.Do(func() {
 		root, err := moduleRoot()
 		if err != nil {
@@ -573,7 +577,7 @@ func moduleRoot() (string, error) {
 // newNetNS makes a network namespace with loopback up.
 func newNetNS() (*os.File, error) {
 	var f *os.File
-	err := onThread(func() error {
+	err := thread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -588,22 +592,12 @@ func newNetNS() (*os.File, error) {
 }
 
 func inNetNS(ns *os.File, f func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
 		return f()
 	})
-}
-
-// onThread runs f on a thread that ends with it.
-func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread goes with the goroutine
-		result <- f()
-	}()
-	return <-result
 }
 
 func loopbackUp() error {

@@ -2,12 +2,11 @@
 // program, the first process that docker run --init asks for, and an OCI
 // runtime.
 //
-// The OCI commands use a monitor of their own below --root. It is started by
-// the first create and ends with the last delete.
+// The OCI commands do without a monitor, see package solo: their callers, such
+// as conmon and containerd's shim, want to be the container's parent.
 package command
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -19,9 +18,10 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/minke-os/minke/runtime"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/monitor"
+	"github.com/minke-os/minke/runtime/internal/solo"
+	"github.com/minke-os/minke/runtime/internal/wire"
 )
 
 // Main runs the program and returns its exit code.
@@ -59,7 +59,8 @@ func runMonitor(args []string) error {
 
 // global are the options before the command.
 type global struct {
-	root, log, logFormat string
+	root           solo.Root
+	log, logFormat string
 }
 
 // An exitError is a program's exit code that becomes ours.
@@ -68,35 +69,43 @@ type exitError int
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // commands are all OCI commands.
-var commands = map[string]func(context.Context, global, []string) error{
+var commands = map[string]func(global, []string) error{
 	"create": create, "start": start, "state": state, "kill": kill, "delete": remove,
 	"run": run, "list": list, "exec": exec, "ps": ps, "features": features,
+	"pause": pause, "resume": resume, "update": update, "events": events,
+	"checkpoint": refused, "restore": refused,
 }
 
 const usage = `Usage: minke-runtime [--root DIR] [--log FILE] [--log-format text|json] COMMAND
 
-  create [--bundle DIR] [--pid-file FILE] [--console-socket PATH] ID
+  create [--bundle DIR] [--pid-file FILE] [--console-socket PATH] [--preserve-fds N] [--no-pivot] ID
   start ID
-  run    like create and start, waits, and deletes
-  exec   [--process FILE | --cwd DIR --env K=V --tty] [--pid-file FILE] [--detach] ID [COMMAND...]
+  run    like create and start, waits, and deletes; [--detach] [--keep]
+  exec   [--process FILE | --cwd DIR --env K=V --user UID[:GID] --tty] [--pid-file FILE]
+         [--console-socket PATH] [--preserve-fds N] [--detach] ID [COMMAND...]
   kill   [--all] ID [SIGNAL]
   delete [--force] ID
   state ID
   list   [--quiet] [--format table|json]
-  ps ID
+  ps     [--format table|json] ID
+  pause ID
+  resume ID
+  update [--resources FILE | --memory N --cpu-quota N ...] ID
+  events --stats ID
   features
 `
 
 func oci(args []string) int {
 	var g global
-	var version, ignored bool
+	var version, systemd, ignored bool
 	fs := flag.NewFlagSet("minke-runtime", flag.ContinueOnError)
 	fs.Usage = func() { fmt.Fprint(fs.Output(), usage) }
-	fs.StringVar(&g.root, "root", "/run/minke-runtime", "")
+	fs.StringVar((*string)(&g.root), "root", "/run/minke-runtime", "")
 	fs.StringVar(&g.log, "log", "", "")
 	fs.StringVar(&g.logFormat, "log-format", "text", "")
 	fs.BoolVar(&version, "version", false, "")
-	fs.BoolVar(&ignored, "systemd-cgroup", false, "") // cgroups are made directly
+	fs.BoolVar(&systemd, "systemd-cgroup", false, "")
+	fs.BoolVar(&version, "v", false, "")
 	fs.BoolVar(&ignored, "debug", false, "")
 	if err := fs.Parse(args); err != nil {
 		return 2
@@ -105,12 +114,15 @@ func oci(args []string) int {
 		fmt.Printf("minke-runtime version %s\nspec: %s\n", Version, specs.Version)
 		return 0
 	}
+	if systemd {
+		return report(errors.New("--systemd-cgroup: this runtime makes control groups itself; let its caller use cgroupfs (podman --cgroup-manager cgroupfs, SystemdCgroup = false for containerd)"), g)
+	}
 	command, ok := commands[fs.Arg(0)]
 	if !ok {
 		fmt.Fprint(os.Stderr, usage)
 		return 2
 	}
-	return report(command(context.Background(), g, fs.Args()[1:]), g)
+	return report(command(g, fs.Args()[1:]), g)
 }
 
 // Version is set by the linker.
@@ -132,11 +144,14 @@ func report(err error, g global) int {
 			writeLog(f, g.logFormat, err)
 		}
 	}
-	if s, ok := errors.AsType[*runtime.StartError](err); ok {
-		return s.Code
+	if p, ok := errors.AsType[*wire.ProgramError](err); ok {
+		return p.Code
 	}
 	return 1
 }
+
+// warn tells what did not stop a command.
+func (g global) warn(text string) { fmt.Fprintln(os.Stderr, "minke-runtime: warning:", text) }
 
 func writeLog(w io.Writer, format string, err error) {
 	now := time.Now().UTC().Format(time.RFC3339)

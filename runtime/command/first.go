@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/runtime/internal/boot"
 )
 
 // FirstProcess is the name by which the program, mounted into a container, is
@@ -33,6 +35,11 @@ func first(args []string) int {
 	}
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals)
+	// Whoever waits for our start, see package boot, may send signals now.
+	var st unix.Stat_t
+	if unix.Fstat(boot.SocketFD, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		unix.Close(boot.SocketFD)
+	}
 	pid, err := startChild(args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "docker-init: %v\n", err)

@@ -9,8 +9,10 @@ package spec
 
 import (
 	"maps"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -77,6 +79,7 @@ func Generate(in Input) (*specs.Spec, error) {
 			RootfsPropagation: rootPropagation(in.Mounts),
 		},
 	}
+	s.Process.ApparmorProfile = security.AppArmor
 	if in.Host.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = "", ""
 	}
@@ -201,10 +204,11 @@ type Security struct {
 	NoNewPrivileges bool
 	UnconfinedPaths bool
 	Seccomp         string // "" default, "unconfined", or a profile in JSON
+	AppArmor        string // profile; "": none, also where the kernel has no AppArmor
 }
 
-// ParseSecurity reads SecurityOpt in Docker's words. AppArmor and SELinux
-// options are accepted; they mean nothing where the kernel has neither.
+// ParseSecurity reads SecurityOpt in Docker's words. SELinux options, and those
+// of AppArmor where the kernel has none, are accepted and mean nothing.
 func ParseSecurity(h *container.HostConfig) (Security, error) {
 	var s Security
 	for _, opt := range h.SecurityOpt {
@@ -219,7 +223,11 @@ func ParseSecurity(h *container.HostConfig) (Security, error) {
 			s.UnconfinedPaths = true
 		case key == "seccomp" && ok:
 			s.Seccomp = value
-		case (key == "apparmor" || key == "label") && ok:
+		case key == "apparmor" && ok:
+			if value != "unconfined" && hasAppArmor() {
+				s.AppArmor = value
+			}
+		case key == "label" && ok:
 		case opt == "label=disable" || opt == "disable":
 		default:
 			return s, errdef.Invalid.Errorf("invalid --security-opt: %q", opt)
@@ -230,3 +238,8 @@ func ParseSecurity(h *container.HostConfig) (Security, error) {
 	}
 	return s, nil
 }
+
+var hasAppArmor = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(b), "Y")
+})

@@ -61,19 +61,33 @@ type Config struct {
 	ReadonlyPaths     []string               `json:"readonlyPaths,omitempty"`
 	RootfsPropagation string                 `json:"propagation,omitempty"`
 
-	filter []byte // seccomp
+	Personality *specs.LinuxPersonality `json:"personality,omitempty"`
+	NoPivot     bool                    `json:"noPivot,omitempty"`     // where pivot_root cannot work: the root is moved over the old one
+	PreserveFDs int                     `json:"preserveFDs,omitempty"` // so many descriptors after ours become the program's from 3 on
+
+	// Hooks are those that run in the container. With BeforePivot the process
+	// says when the root is built, and waits for a word, so that others can
+	// run then.
+	Hooks       Hooks `json:"hooks,omitzero"`
+	BeforePivot bool  `json:"beforePivot,omitempty"`
+
+	filter []byte       // seccomp
+	built  func() error // what happens between building the root and entering it
 }
 
 // A Word lets the process go on: the first one when it is in its cgroup, the
 // second one to start the program.
 type Word struct {
-	Seccomp string `json:"seccomp,omitempty"` // with the first: file of a compiled filter
-	Report  bool   `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
+	Seccomp string       `json:"seccomp,omitempty"` // with the first: file of a compiled filter
+	Report  bool         `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
+	Listen  bool         `json:"listen,omitempty"`  // instead of starting: further words come on connections to the socket sent along
+	State   *specs.State `json:"state,omitempty"`   // for hooks
 }
 
 // A Report is what the process sends: ready, or an error at any time.
 type Report struct {
-	Err *wire.Error `json:"err,omitempty"`
+	Err   *wire.Error `json:"err,omitempty"`
+	Built bool        `json:"built,omitempty"` // not ready yet: the root is built and not entered
 }
 
 // Main is the life of a container's init. It returns only by exiting.
@@ -86,16 +100,28 @@ func live(prepare func(*Config) (*program, error)) {
 	// Namespaces, credentials and filters belong to threads; the one that
 	// execs takes its own along.
 	runtime.LockOSThread()
-	conn, err := wire.NewConn(SocketFD)
+	// Above everything that was inherited: the program may get descriptor 3.
+	fd, err := unix.FcntlInt(SocketFD, unix.F_DUPFD_CLOEXEC, firstFD)
 	if err != nil {
 		os.Exit(1)
 	}
-	err = run(conn, prepare)
-	conn.Send(Report{Err: wire.ErrorOf(err)})
+	conn, err := wire.NewConn(fd)
+	if err != nil {
+		os.Exit(1)
+	}
+	l := life{conn: conn}
+	err = l.run(prepare)
+	l.conn.Send(Report{Err: wire.ErrorOf(err)})
 	os.Exit(1)
 }
 
-func run(conn *wire.Conn, prepare func(*Config) (*program, error)) error {
+// life is a process on its way to its program.
+type life struct {
+	conn  *wire.Conn
+	state *specs.State
+}
+
+func (l *life) run(prepare func(*Config) (*program, error)) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make init not dumpable: %w", err)
 	}
@@ -107,28 +133,89 @@ func run(conn *wire.Conn, prepare func(*Config) (*program, error)) error {
 	if err != nil {
 		return fmt.Errorf("read the boot configuration: %w", err)
 	}
-	word, err := awaitWord(conn)
+	word, _, err := awaitWord(l.conn)
 	if err != nil {
 		return err
 	}
+	l.state = word.State
 	if word.Seccomp != "" { // while the host's files can be seen
 		if cfg.filter, err = os.ReadFile(word.Seccomp); err != nil {
 			return fmt.Errorf("read the seccomp filter: %w", err)
 		}
 	}
+	cfg.built = func() error { return l.built(cfg) }
 	p, err := prepare(cfg)
 	if err != nil {
 		return err
 	}
-	for word = (Word{Report: true}); word.Report; {
-		if err := report(conn, p.tty); err != nil {
+	if err := l.awaitStart(p); err != nil {
+		return err
+	}
+	if err := cfg.Hooks.StartContainer.run(l.state, specs.StateCreated); err != nil {
+		return err
+	}
+	return p.exec(l.conn.FD())
+}
+
+// built lets others run hooks while the host's files can still be seen, and
+// runs those of the container.
+func (l *life) built(cfg *Config) error {
+	if cfg.BeforePivot {
+		if err := l.conn.Send(Report{Built: true}); err != nil {
 			return err
 		}
-		if word, err = awaitWord(conn); err != nil {
+		if _, _, err := awaitWord(l.conn); err != nil {
 			return err
 		}
 	}
-	return p.exec()
+	return cfg.Hooks.CreateContainer.run(l.state, specs.StateCreating)
+}
+
+// awaitStart says that the process is ready, to whoever asks, and returns when
+// it shall start.
+func (l *life) awaitStart(p *program) error {
+	for word := (Word{Report: true}); ; {
+		if word.Report {
+			if err := report(l.conn, p.tty); err != nil {
+				return err
+			}
+		}
+		var files []*os.File
+		var err error
+		word, files, err = awaitWord(l.conn)
+		switch {
+		case err != nil:
+			return err
+		case word.Listen && len(files) == 1:
+			return l.accept(files[0])
+		case !word.Report:
+			return nil
+		}
+	}
+}
+
+// accept takes words from now on from who connects to the socket; who does,
+// and goes away without one, is not heard.
+func (l *life) accept(socket *os.File) error {
+	l.conn.Close()
+	for {
+		fd, _, err := unix.Accept4(int(socket.Fd()), unix.SOCK_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("accept", err)
+		}
+		if l.conn, err = wire.NewConn(fd); err != nil {
+			return err
+		}
+		if word, _, err := awaitWord(l.conn); err == nil {
+			l.state = word.State
+			socket.Close()
+			return nil
+		}
+		l.conn.Close()
+	}
 }
 
 // report says that the process is ready, and brings its terminal.
@@ -140,11 +227,11 @@ func report(conn *wire.Conn, tty int) error {
 }
 
 // awaitWord waits until the monitor lets this process go on.
-func awaitWord(conn *wire.Conn) (w Word, err error) {
-	if _, err := conn.Recv(&w); err != nil {
-		return w, fmt.Errorf("the container was given up: %w", err)
+func awaitWord(conn *wire.Conn) (w Word, files []*os.File, err error) {
+	if files, err = conn.Recv(&w); err != nil {
+		return w, nil, fmt.Errorf("the container was given up: %w", err)
 	}
-	return w, nil
+	return w, files, nil
 }
 
 func readConfig() (*Config, error) {
@@ -240,6 +327,8 @@ func NamespaceFlag(t specs.LinuxNamespaceType) (uintptr, error) {
 		return unix.CLONE_NEWUSER, nil
 	case specs.CgroupNamespace:
 		return unix.CLONE_NEWCGROUP, nil
+	case specs.TimeNamespace:
+		return unix.CLONE_NEWTIME, nil
 	}
 	return 0, fmt.Errorf("unknown namespace type %q", t)
 }

@@ -29,5 +29,9 @@ func join(cfg *Config) (*program, error) {
 			return nil, err
 		}
 	}
-	return restrict(cfg, tty)
+	p, err := restrict(cfg, tty)
+	if err == nil {
+		p.inherited++ // after the target
+	}
+	return p, err
 }

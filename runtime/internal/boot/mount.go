@@ -65,6 +65,7 @@ type mountPlan struct {
 	set, clear   uint64 // attributes of the top mount
 	rset, rclear uint64 // attributes of it and everything below
 	propagation  []attr
+	copyUp       bool        // fill a tmpfs with what is below it
 	flags        []string    // superFlags
 	data         [][2]string // key and value; the value of a flag is ""
 }
@@ -80,6 +81,8 @@ func planMount(m specs.Mount) (mountPlan, error) {
 			p.kind, p.recursive = "bind", true
 		case o == "remount":
 			return p, fmt.Errorf("mount %s: option remount makes no sense in a new mount namespace", m.Destination)
+		case o == "tmpcopyup" && p.kind == "tmpfs":
+			p.copyUp = true
 		case noEffect[o]:
 		case superFlags[o]:
 			p.flags = append(p.flags, o)
@@ -261,6 +264,11 @@ func (p mountPlan) attachIn(root *os.File, fd int) error {
 		return fmt.Errorf("mount point %s: %w", p.dest, err)
 	}
 	defer target.Close()
+	if p.copyUp {
+		if err := copyUp(fd, target); err != nil {
+			return fmt.Errorf("copy up %s: %w", p.dest, err)
+		}
+	}
 	return p.attach(fd, target)
 }
 
@@ -289,7 +297,7 @@ func (p mountPlan) target(root *os.File, fd int) (*os.File, error) {
 // MountOptions lists the options that are understood; others go to the file
 // system.
 func MountOptions() []string {
-	names := []string{"bind", "rbind"}
+	names := []string{"bind", "rbind", "tmpcopyup"}
 	names = slices.AppendSeq(names, maps.Keys(propagations))
 	for name := range attrs {
 		names = append(names, name, "r"+name)

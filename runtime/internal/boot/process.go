@@ -20,6 +20,10 @@ type program struct {
 	env    []string
 	filter []byte // not loaded yet
 	tty    int    // the terminal's master, -1 without
+
+	apparmor  string // profile
+	preserve  int    // descriptors that become 3 and following
+	inherited int    // the first of them
 }
 
 // restrict takes away everything the program shall not have, and finds it. The order matters and is runc's: a seccomp filter needs
@@ -27,7 +31,10 @@ type program struct {
 // before the capabilities go, and must allow what follows.
 func restrict(cfg *Config, tty int) (*program, error) {
 	p := cfg.Process
-	prog := &program{args: p.Args, filter: cfg.filter, tty: tty}
+	prog := &program{args: p.Args, filter: cfg.filter, tty: tty, apparmor: p.ApparmorProfile, preserve: cfg.PreserveFDs, inherited: firstFD}
+	if err := schedule(cfg); err != nil {
+		return nil, err
+	}
 	if err := setRlimits(p.Rlimits); err != nil {
 		return nil, err
 	}
@@ -58,12 +65,36 @@ func restrict(cfg *Config, tty int) (*program, error) {
 }
 
 // exec returns only with an error.
-func (p *program) exec() error {
+func (p *program) exec(socket int) error {
+	for i := range p.preserve { // upwards: none is overwritten before its turn
+		if err := unix.Dup3(p.inherited+i, SocketFD+i, 0); err != nil {
+			return fmt.Errorf("preserve descriptor %d: %w", SocketFD+i, err)
+		}
+	}
+	if err := useAppArmor(p.apparmor); err != nil {
+		return err
+	}
 	if err := loadFilter(p.filter); err != nil {
 		return err
 	}
+	if isOurs(p.path) {
+		// docker-init counts as started when it has handlers for signals, for
+		// until then one would end it: it closes the socket itself.
+		if err := unix.Dup3(socket, SocketFD, 0); err != nil {
+			return os.NewSyscallError("dup", err)
+		}
+	}
 	err := syscall.Exec(p.path, p.args, p.env)
 	return &wire.ProgramError{Code: 126, Text: fmt.Sprintf("exec %s: %v", p.path, err)}
+}
+
+// isOurs reports whether path is this program, mounted into the container.
+func isOurs(path string) bool {
+	var ours, its unix.Stat_t
+	if unix.Stat("/proc/self/exe", &ours) != nil || unix.Stat(path, &its) != nil {
+		return false
+	}
+	return ours.Dev == its.Dev && ours.Ino == its.Ino
 }
 
 func setRlimits(limits []specs.POSIXRlimit) error {

@@ -42,3 +42,28 @@ func writeSysctl(proc *procfs.Handle, key, value string) error {
 	_, err = f.WriteString(value)
 	return err
 }
+
+// writeThreadAttr tells AppArmor what this thread shall become, also through a
+// private procfs.
+func writeThreadAttr(value string) error {
+	proc, err := procfs.OpenProcRoot()
+	if err != nil {
+		return fmt.Errorf("open procfs: %w", err)
+	}
+	defer proc.Close()
+	h, done, err := proc.OpenThreadSelf("attr/apparmor/exec")
+	if err != nil { // before Linux 5.8
+		if h, done, err = proc.OpenThreadSelf("attr/exec"); err != nil {
+			return err
+		}
+	}
+	defer done()
+	defer h.Close()
+	f, err := pathrs.Reopen(h, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(value)
+	return err
+}

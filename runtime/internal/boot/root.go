@@ -28,7 +28,14 @@ func buildRoot(cfg *Config) (tty int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := pivot(root); err != nil {
+	if err := cfg.built(); err != nil {
+		return -1, err
+	}
+	enter := pivot
+	if cfg.NoPivot {
+		enter = move
+	}
+	if err := enter(root); err != nil {
 		return -1, fmt.Errorf("enter the root: %w", err)
 	}
 	return tty, finishRoot(cfg)
@@ -115,6 +122,22 @@ func pivot(root *os.File) error {
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return os.NewSyscallError("unmount the old root", err)
+	}
+	return unix.Chdir("/")
+}
+
+// move is pivot where the old root is the kernel's first, which cannot be
+// taken away: the host's mounts stay below ours, out of reach of a process that
+// may not mount.
+func move(root *os.File) error {
+	if err := unix.Fchdir(int(root.Fd())); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return os.NewSyscallError("move the root", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return os.NewSyscallError("chroot", err)
 	}
 	return unix.Chdir("/")
 }

@@ -103,6 +103,25 @@ func Create(path string, r *specs.LinuxResources) (*Group, []string, error) {
 	return g, warnings, nil
 }
 
+// Existing is the group at path that somebody else made.
+func Existing(path string) (*Group, error) {
+	mounts, err := hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{Paths: map[string]string{}}
+	for c, mount := range mounts {
+		dir := filepath.Join(mount, filepath.Clean("/"+path))
+		if _, err := os.Stat(dir); err == nil {
+			g.Paths[c] = dir
+		}
+	}
+	if len(g.Paths) == 0 {
+		return nil, fmt.Errorf("cgroup %s is in no hierarchy", path)
+	}
+	return g, nil
+}
+
 func makeGroup(controller, mount, dir string) error {
 	if controller == Unified {
 		return makeUnified(mount, dir)

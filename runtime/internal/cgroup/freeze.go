@@ -29,6 +29,15 @@ func (g *Group) Freeze() error {
 // Thaw lets them go on.
 func (g *Group) Thaw() error { return g.setFrozen(false) }
 
+// Frozen reports whether Freeze was asked for last.
+func (g *Group) Frozen() bool {
+	if v, err := os.ReadFile(filepath.Join(g.Paths[Unified], "cgroup.freeze")); g.Paths[Unified] != "" && err == nil {
+		return strings.TrimSpace(string(v)) == "1"
+	}
+	v, err := os.ReadFile(filepath.Join(g.Paths["freezer"], "freezer.state"))
+	return g.Paths["freezer"] != "" && err == nil && strings.TrimSpace(string(v)) != "THAWED"
+}
+
 func (g *Group) setFrozen(frozen bool) error {
 	if dir, ok := g.Paths[Unified]; ok {
 		err := freezeUnified(dir, frozen)

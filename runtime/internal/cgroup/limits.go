@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -177,16 +180,38 @@ func (s *setter) cpuV2(c *specs.LinuxCPU) {
 	if c.Shares != nil && *c.Shares != 0 {
 		s.set("cpu", "cpu.weight", strconv.FormatUint(weightOf(*c.Shares), 10), "processor shares")
 	}
-	quota, period := "max", "100000"
-	if c.Quota != nil && *c.Quota > 0 {
+	if max := s.cpuMax(c); max != "" {
+		s.set("cpu", "cpu.max", max, "processor quota")
+	}
+	if c.Burst != nil {
+		s.set("cpu", "cpu.max.burst", strconv.FormatUint(*c.Burst, 10), "processor burst")
+	}
+	if c.Idle != nil {
+		s.set("cpu", "cpu.idle", strconv.FormatInt(*c.Idle, 10), "idle scheduling")
+	}
+}
+
+// cpuMax is quota and period for cpu.max, where a quota alone keeps the
+// period. A period alone takes along the quota that is there.
+func (s *setter) cpuMax(c *specs.LinuxCPU) string {
+	quota := ""
+	switch {
+	case c.Quota != nil && *c.Quota > 0:
 		quota = strconv.FormatInt(*c.Quota, 10)
+	case c.Quota != nil && *c.Quota < 0:
+		quota = "max"
 	}
-	if c.Period != nil && *c.Period != 0 {
-		period = strconv.FormatUint(*c.Period, 10)
+	if c.Period == nil || *c.Period == 0 {
+		return quota
 	}
-	if c.Quota != nil && *c.Quota != 0 || c.Period != nil && *c.Period != 0 {
-		s.set("cpu", "cpu.max", quota+" "+period, "processor quota")
+	if quota == "" {
+		dir, _ := s.v2("cpu")
+		now, _ := os.ReadFile(filepath.Join(dir, "cpu.max"))
+		if quota, _, _ = strings.Cut(string(now), " "); quota == "" {
+			quota = "max"
+		}
 	}
+	return quota + " " + strconv.FormatUint(*c.Period, 10)
 }
 
 // weightOf maps shares (2–262144) to weights (1–10000) on a line, as runc
@@ -222,14 +247,29 @@ func (s *setter) io(b *specs.LinuxBlockIO) {
 
 func (s *setter) ioV2(b *specs.LinuxBlockIO) {
 	if b.Weight != nil && *b.Weight != 0 {
-		// 10–1000 there, 1–10000 here.
-		s.set("io", "io.weight", fmt.Sprintf("default %d", 1+(uint64(*b.Weight)-10)*9999/990), "block device weight")
+		s.ioWeight("default", *b.Weight)
+	}
+	for _, w := range b.WeightDevice {
+		if w.Weight != nil && *w.Weight != 0 {
+			s.ioWeight(fmt.Sprintf("%d:%d", w.Major, w.Minor), *w.Weight)
+		}
 	}
 	for _, t := range throttles(b) {
 		for _, d := range t.devices {
 			s.set("io", "io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.v2, d.Rate), "block device throttle")
 		}
 	}
+}
+
+// ioWeight gives the weight to the BFQ scheduler where there is one, whose
+// scale is the specification's, else to the kernel's cost model, which has
+// 1–10000 for 10–1000.
+func (s *setter) ioWeight(whom string, weight uint16) {
+	if _, err := os.Stat(filepath.Join(s.g.Paths[Unified], "io.bfq.weight")); err == nil {
+		s.set("io", "io.bfq.weight", fmt.Sprintf("%s %d", whom, weight), "block device weight")
+		return
+	}
+	s.set("io", "io.weight", fmt.Sprintf("%s %d", whom, 1+(uint64(weight)-10)*9999/990), "block device weight")
 }
 
 type throttle struct {

@@ -38,14 +38,22 @@ func (c *children) adoptOrphans() error {
 
 // start clones while nothing is collected, so that a process which ends at
 // once is known.
-func (c *children) start(p spawn.Process) (spawn.Child, error) {
+func (c *children) start(p spawn.Process) (child spawn.Child, err error) {
+	_, err = c.fork(func() (int, error) {
+		child, err = spawn.Start(p)
+		return child.Pid, err
+	})
+	return child, err
+}
+
+// fork is start for any way to make a process.
+func (c *children) fork(f func() (pid int, err error)) (pid int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	child, err := spawn.Start(p)
-	if err == nil {
-		c.waited[child.Pid] = true
+	if pid, err = f(); err == nil {
+		c.waited[pid] = true
 	}
-	return child, err
+	return pid, err
 }
 
 // forget is called when the process has been waited for.

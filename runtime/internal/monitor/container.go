@@ -68,12 +68,12 @@ func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
 	return &container{
 		m: m, id: id, launch: l, status: created,
 		booted: make(chan struct{}), stopped: make(chan struct{}), drained: make(chan struct{}),
-		execs: map[string]*process{},
+		execs: map[string]*process{}, group: &cgroup.Group{},
 	}
 }
 
 func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
-	if len(files) == 0 || req.Launch == nil || req.ID == "" || req.Launch.Inherit != (len(files) == 4) {
+	if len(files) != 1 || req.Launch == nil || req.ID == "" {
 		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
 	}
 	c := m.newContainer(req.ID, req.Launch)
@@ -86,7 +86,7 @@ func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.
 	if taken {
 		return wire.Reply{}, nil, errdef.Conflict.Errorf("container %s exists already", c.id)
 	}
-	warnings, err := c.launchInit(files[0], files[1:])
+	warnings, err := c.launchInit(files[0])
 	if err != nil {
 		m.forget(c)
 		return wire.Reply{}, nil, err
@@ -102,11 +102,14 @@ func (m *Monitor) forget(c *container) {
 }
 
 // launchInit clones the init and begins to watch it.
-func (c *container) launchInit(config *os.File, inherit []*os.File) (warnings []string, err error) {
+func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+	if c.launch.Foreign != nil {
+		return nil, c.launchForeign(config)
+	}
 	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
-	if err := c.spawnInit(config, inherit); err != nil {
+	if err := c.spawnInit(config); err != nil {
 		c.group.Remove()
 		return nil, err
 	}
@@ -116,6 +119,25 @@ func (c *container) launchInit(config *os.File, inherit []*os.File) (warnings []
 	return warnings, nil
 }
 
+// launchForeign is launchInit by another runtime, which makes the cgroup, too.
+func (c *container) launchForeign(config *os.File) error {
+	err := c.createForeign(config)
+	var group *cgroup.Group
+	if err == nil {
+		group, err = cgroup.Existing(c.cgroupPath())
+	}
+	if err != nil {
+		c.runForeign([]string{"delete", "--force"}, stdio{}, nil, nil) // if it knows it at all
+		return errors.Join(err, os.RemoveAll(c.bundle()))
+	}
+	c.mu.Lock()
+	c.group = group
+	c.mu.Unlock()
+	c.save()
+	go c.awaitEnd()
+	return nil
+}
+
 func (c *container) cgroupPath() string {
 	if c.launch.CgroupsPath != "" {
 		return c.launch.CgroupsPath
@@ -123,11 +145,11 @@ func (c *container) cgroupPath() string {
 	return "/minke/" + c.id
 }
 
-func (c *container) spawnInit(config *os.File, inherit []*os.File) error {
+func (c *container) spawnInit(config *os.File) error {
 	if err := c.openLog(); err != nil {
 		return err
 	}
-	ours, theirs, err := openStdio(c.launch, inherit)
+	ours, theirs, err := openStdio(c.launch)
 	if err != nil {
 		return err
 	}
@@ -174,22 +196,11 @@ func (c *container) clone(p spawn.Process) (spawn.Child, error) {
 
 func (c *container) admit(l *wire.Launch, child spawn.Child) error {
 	if l.OOMScoreAdj != nil {
-		if err := setOOMScore(child.Pid, *l.OOMScoreAdj); err != nil {
+		if err := spawn.SetOOMScore(child.Pid, *l.OOMScoreAdj); err != nil {
 			return err
 		}
 	}
 	return child.Conn.Send(boot.Word{Seccomp: c.launch.Seccomp})
-}
-
-// setOOMScore goes as low as this process may where it may not go lower; the
-// warning is the creator's.
-func setOOMScore(pid, score int) error {
-	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	err := os.WriteFile(path, []byte(fmt.Sprint(score)), 0)
-	if errors.Is(err, os.ErrPermission) {
-		return nil
-	}
-	return err
 }
 
 func (c *container) openLog() (err error) {
@@ -311,6 +322,9 @@ func (c *container) awaitCode() int {
 func (c *container) start(ctx context.Context) error {
 	if err := c.ready(ctx); err != nil {
 		return err
+	}
+	if c.launch.Foreign != nil {
+		return c.startForeign()
 	}
 	c.mu.Lock()
 	conn := c.conn
@@ -457,6 +471,11 @@ func (m *Monitor) remove(ctx context.Context, c *container) error {
 		return fmt.Errorf("kill what is left of container %s: %w", c.id, err)
 	}
 	<-c.drained
+	if c.launch.Foreign != nil {
+		if err := c.deleteForeign(); err != nil {
+			return fmt.Errorf("delete container %s: %w", c.id, err)
+		}
+	}
 	if err := c.group.Remove(); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}

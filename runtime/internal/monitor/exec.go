@@ -69,6 +69,15 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		}
 		defer theirs.close()
 	}
+	if c.launch.Foreign != nil {
+		pid, fd, tty, err := c.execForeign(config, req.ExecID, l.Terminal, theirs)
+		theirs.close()
+		if err != nil {
+			ours.close()
+			return 0, nil, nil, err
+		}
+		return c.launched(p, req, pid, pollable(fd, "pidfd"), tty, ours)
+	}
 	child, err := c.clone(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd)})
 	if err != nil {
 		ours.close()
@@ -86,13 +95,18 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		ours.close()
 		return 0, nil, nil, err
 	}
+	return c.launched(p, req, child.Pid, pidfd, tty, ours)
+}
+
+// launched watches the new process.
+func (c *container) launched(p *process, req wire.Request, pid int, pidfd, tty *os.File, ours stdio) (int, []string, []*os.File, error) {
 	if tty != nil {
 		p.tty = keep(tty)
 		ours = terminalEnds(p.tty, req.Streams)
 	}
-	go c.awaitExecEnd(p, req.ExecID, child.Pid, pidfd)
-	names, files = ours.named()
-	return child.Pid, names, files, nil
+	go c.awaitExecEnd(p, req.ExecID, pid, pidfd)
+	names, files := ours.named()
+	return pid, names, files, nil
 }
 
 // bootExec takes the process all the way to its program and returns its

@@ -176,12 +176,9 @@ var nullFD = sync.OnceValue(func() int {
 })
 
 // openStdio makes the pipes of a container. With a terminal there are none.
-func openStdio(l *wire.Launch, inherit []*os.File) (ours, theirs stdio, err error) {
+func openStdio(l *wire.Launch) (ours, theirs stdio, err error) {
 	if l.Terminal {
 		return stdio{}, stdio{}, nil
-	}
-	if len(inherit) == 3 {
-		return stdio{}, stdio{own(inherit[0]), own(inherit[1]), own(inherit[2])}, nil
 	}
 	return openPipes(wire.Streams{Stdin: l.Stdin, Stdout: true, Stderr: true})
 }

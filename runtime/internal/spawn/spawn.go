@@ -12,9 +12,9 @@
 package spawn
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
@@ -33,6 +34,7 @@ type Process struct {
 	Stdio  [3]int // the program's 0–2
 	Cgroup int    // descriptor of a version 2 cgroup, or -1
 	Target int    // for a further process: pidfd of the container's first, else -1
+	Extra  []int  // descriptors that the program gets from 3 on
 
 	// Enter puts the calling thread into the container's cgroups of version 1.
 	Enter func() error
@@ -72,9 +74,17 @@ func Start(p Process) (Child, error) {
 		attr.Files = append(attr.Files, uintptr(p.Target))
 		pidns = p.Target
 	}
+	for _, fd := range p.Extra {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
 	pid, err := forkFrom(func() error { return enter(p, pidns) }, exe, []string{"minke-runtime", applet}, attr)
 	if err != nil {
 		conn.Close()
+		if errors.Is(err, unix.EINVAL) && newTime(p.Launch.Namespaces) {
+			// The clone shares our memory until it execs, which older kernels
+			// refuse when the clocks differ.
+			return Child{}, errdef.Unsupported.Errorf("this kernel is too old for a time namespace of a container's own")
+		}
 		return Child{}, fmt.Errorf("clone the container's process: %w", err)
 	}
 	return Child{pid, pidfd, conn}, nil
@@ -93,7 +103,7 @@ func attributes(p Process) (*syscall.ProcAttr, int, error) {
 			return nil, -1, errdef.Invalid.Wrap(err)
 		}
 		switch {
-		case ns.Path == "" && ns.Type != specs.CgroupNamespace:
+		case ns.Path == "" && ns.Type != specs.CgroupNamespace && ns.Type != specs.TimeNamespace:
 			sys.Cloneflags |= flag
 		case ns.Path != "" && ns.Type == specs.PIDNamespace:
 			if pidns, err = unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
@@ -116,14 +126,48 @@ func enter(p Process, pidns int) error {
 			return fmt.Errorf("join the pid namespace: %w", err)
 		}
 	}
+	for _, ns := range p.Launch.Namespaces {
+		if ns.Type == specs.TimeNamespace {
+			if err := enterTime(ns.Path, p.Launch.TimeOffsets); err != nil {
+				return fmt.Errorf("time namespace: %w", err)
+			}
+		}
+	}
 	return p.Enter()
+}
+
+func newTime(namespaces []specs.LinuxNamespace) bool {
+	for _, ns := range namespaces {
+		if ns.Type == specs.TimeNamespace {
+			return true
+		}
+	}
+	return false
+}
+
+// enterTime makes a time namespace; like that of process IDs it is the
+// children's. Only a program of one thread may join one, which ours is not.
+func enterTime(path string, offsets map[string]specs.LinuxTimeOffset) error {
+	if path != "" {
+		return errdef.Unsupported.Errorf("this runtime makes new ones only and cannot join %s", path)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+		return err
+	}
+	for clock, o := range offsets {
+		line := fmt.Sprintf("%s %d %d", clock, o.Secs, o.Nanosecs)
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/timens_offsets", unix.Gettid()), []byte(line), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // forkFrom clones from a thread of its own that was prepared for it. A process
 // that is moved to a cgroup after its birth makes the kernel wait for all
 // processors to take notice, 10 ms; a thread that moves itself does not.
 func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
-	err = onThread(func() error {
+	err = thread.Run(func() error {
 		if err := prepare(); err != nil {
 			return err
 		}
@@ -131,22 +175,6 @@ func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.Pro
 		return err
 	})
 	return pid, err
-}
-
-// onThread runs f on a thread that ends with it.
-func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Go does not end the main thread, only puts it aside.
-			result <- onThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		result <- f() // and never unlocked
-	}()
-	return <-result
 }
 
 // executable is a name for this program on a read-only mount.
@@ -162,3 +190,14 @@ var executable = sync.OnceValues(func() (string, error) {
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 })
+
+// SetOOMScore goes as low as this process may where it may not go lower; the
+// warning is the creator's.
+func SetOOMScore(pid, score int) error {
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	err := os.WriteFile(path, []byte(fmt.Sprint(score)), 0)
+	if errors.Is(err, os.ErrPermission) {
+		return nil
+	}
+	return err
+}

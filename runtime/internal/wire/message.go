@@ -7,6 +7,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/overlay"
 )
 
 // An Op says what a Request asks for.
@@ -17,7 +18,7 @@ type Op string
 const (
 	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
 	Shutdown Op = "shutdown" // end the monitor
-	Create   Op = "create"   // Launch; descriptors: the boot configuration, then 0–2 if they are inherited
+	Create   Op = "create"   // Launch; descriptor: the boot configuration
 	Start    Op = "start"
 	Kill     Op = "kill" // Signal, All
 	Wait     Op = "wait"
@@ -76,16 +77,32 @@ type Launch struct {
 	Height   uint16 `json:"height,omitempty"`
 
 	Stdin       bool   `json:"stdin,omitempty"`
-	Inherit     bool   `json:"inherit,omitempty"` // the descriptors 0–2 come with the request; no log, nothing to attach to
 	Bundle      string `json:"bundle,omitempty"`
 	StdinOnce   bool   `json:"stdinOnce,omitempty"`
 	OOMScoreAdj *int   `json:"oom,omitempty"`
 	Log         Log    `json:"log,omitzero"`
 
-	Namespaces  []specs.LinuxNamespace `json:"ns,omitempty"`
-	CgroupsPath string                 `json:"cgroup,omitempty"`
-	Resources   *specs.LinuxResources  `json:"resources,omitempty"`
-	Seccomp     string                 `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
+	Foreign *Foreign `json:"foreign,omitempty"`
+
+	Namespaces  []specs.LinuxNamespace           `json:"ns,omitempty"`
+	CgroupsPath string                           `json:"cgroup,omitempty"`
+	Resources   *specs.LinuxResources            `json:"resources,omitempty"`
+	TimeOffsets map[string]specs.LinuxTimeOffset `json:"time,omitempty"`
+	Seccomp     string                           `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
+}
+
+// A Foreign is another OCI runtime that makes the container. Then the
+// descriptor of Create and Exec is a ForeignConfig, not a boot configuration.
+type Foreign struct {
+	Path string   `json:"path"`
+	Args []string `json:"args,omitempty"` // before the command
+}
+
+// A ForeignConfig is what another runtime gets: a container or a process.
+type ForeignConfig struct {
+	Spec    *specs.Spec    `json:"spec,omitempty"` // Root.Path is set by the monitor
+	Rootfs  *overlay.Mount `json:"rootfs,omitempty"`
+	Process *specs.Process `json:"process,omitempty"`
 }
 
 // Log is where output goes.

@@ -1,4 +1,4 @@
-package runtime
+package plan
 
 import (
 	"crypto/sha256"
@@ -14,17 +14,17 @@ import (
 	"github.com/minke-os/minke/runtime/internal/seccomp"
 )
 
-// filters keeps compiled seccomp filters as files. Most containers have the
-// same one; a file is written once and stays.
-type filters struct {
-	dir string
+// Filters keeps compiled seccomp filters as files. Most containers have the
+// same one; a file is written once and stays. It may be used by many at once.
+type Filters struct {
+	Dir string
 
 	mu   sync.Mutex
 	done map[[32]byte]string // by the hash of the profile
 }
 
 // file returns the file with the filter of s; "" if there is nothing to filter.
-func (f *filters) file(s *specs.LinuxSeccomp) (string, error) {
+func (f *Filters) file(s *specs.LinuxSeccomp) (string, error) {
 	if s == nil {
 		return "", nil
 	}
@@ -49,16 +49,16 @@ func (f *filters) file(s *specs.LinuxSeccomp) (string, error) {
 	return path, nil
 }
 
-func (f *filters) compile(s *specs.LinuxSeccomp) (string, error) {
+func (f *Filters) compile(s *specs.LinuxSeccomp) (string, error) {
 	filter, err := seccomp.Compile(s)
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
 		return "", err
 	}
 	sum := sha256.Sum256(filter)
-	path := filepath.Join(f.dir, hex.EncodeToString(sum[:16]))
+	path := filepath.Join(f.Dir, hex.EncodeToString(sum[:16]))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
