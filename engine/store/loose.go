@@ -25,8 +25,13 @@ var looseBucket = []byte("loose")
 // looseFor is how long an update that broke off keeps what it has brought.
 const looseFor = 14 * 24 * time.Hour
 
-// looseFlush is how many bytes of new contents may be lost to a power cut.
-const looseFlush = 16 << 20
+// A power cut may take so many bytes of new contents, or what came in so long a
+// time, whichever is less: a fast line brings them again, a slow one has not
+// brought much. A content that is not complete is lost in any case.
+const (
+	looseFlush = 16 << 20
+	looseEvery = time.Second
+)
 
 // Records are the records of a layer's tar, for a delta. Contents that the tar
 // has in another form (sparse files) are left out.
@@ -66,6 +71,7 @@ type Loose struct {
 	objects map[string]bool // pinned; true for what is in dir
 	byLink  map[sum]string  // object of a digest among hard-linked layers; nil if not known yet
 	pending int64           // bytes that are not synced
+	flushed time.Time       // when all were
 }
 
 // Loose must be closed.
@@ -74,7 +80,7 @@ func (s *Store) Loose() (*Loose, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Loose{s: s, dir: dir, objects: map[string]bool{}}, nil
+	return &Loose{s: s, dir: dir, objects: map[string]bool{}, flushed: time.Now()}, nil
 }
 
 // Close gives up the contents. Those that are in no layer go at a GC, after
@@ -193,7 +199,7 @@ func (l *Loose) Create(c delta.Content) (delta.Sink, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.pending >= looseFlush {
+	if l.pending >= looseFlush || l.pending > 0 && time.Since(l.flushed) >= looseEvery {
 		if err := l.flushLocked(); err != nil {
 			return nil, err
 		}
@@ -289,7 +295,7 @@ func (l *Loose) flushLocked() error {
 	for name := range fresh {
 		l.objects[name] = false
 	}
-	l.pending = 0
+	l.pending, l.flushed = 0, time.Now()
 	return nil
 }
 
