@@ -10,19 +10,28 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/model"
 )
 
-// boot is what the device's boot partition and host say of it: the part of
-// config.json and device-type.json that an unmanaged device needs.
+// boot is what the device's boot partition and host say of it: our part of
+// config.json and device-type.json.
 type boot struct {
-	UUID         string `json:"uuid"`
-	APIEndpoint  string `json:"apiEndpoint"`
-	DeviceAPIKey string `json:"deviceApiKey"`
-	ListenPort   int    `json:"listenPort"`
-	Hostname     string `json:"hostname"`
-	InitialName  string `json:"initialDeviceName"`
-	DeviceType   string `json:"deviceType"`
+	UUID          string  `json:"uuid"`
+	APIEndpoint   string  `json:"apiEndpoint"`
+	LogsEndpoint  string  `json:"logsEndpoint"`
+	DeltaEndpoint string  `json:"deltaEndpoint"`
+	APIKey        string  `json:"apiKey"` // to register with
+	DeviceAPIKey  string  `json:"deviceApiKey"`
+	Application   any     `json:"applicationId"` // a number, or one in quotes
+	DeviceID      int     `json:"deviceId"`
+	RegisteredAt  float64 `json:"registered_at"` // ms since 1970
+	PollInterval  any     `json:"appUpdatePollInterval"`
+	ListenPort    int     `json:"listenPort"`
+	Hostname      string  `json:"hostname"`
+	InitialName   string  `json:"initialDeviceName"`
+	DeviceType    string  `json:"deviceType"`
+	Development   bool    `json:"developmentMode"`
 
 	arch string
 	os   map[string]string // /etc/os-release
@@ -50,6 +59,31 @@ func readBoot(dir string) (boot, error) {
 		b.DeviceType = defaultType(b.arch)
 	}
 	return b, nil
+}
+
+// bootNow is what was read last.
+func (s *Supervisor) bootNow() boot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.boot
+}
+
+// changeBoot changes keys of config.json, and what we know of it.
+func (s *Supervisor) changeBoot(values map[string]any) error {
+	if s.cfg.BootDir == "" {
+		return errdef.Unsupported.Errorf("this device has no config.json; start minked with --boot-dir")
+	}
+	if err := s.config.Set(values); err != nil {
+		return err
+	}
+	b, err := readBoot(s.cfg.BootDir)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.boot = b
+	return nil
 }
 
 func readJSON(path string, into any) error {
@@ -103,26 +137,28 @@ func osRelease(path string) map[string]string {
 
 // device is what containers may learn.
 func (s *Supervisor) device(t model.Target) model.Device {
-	hostname := s.boot.Hostname
+	b := s.bootNow()
+	hostname := b.Hostname
 	if hostname == "" {
 		hostname, _ = os.Hostname()
 	}
-	port := s.boot.ListenPort
+	port := b.ListenPort
 	return model.Device{
-		UUID: s.store.UUID(), Name: s.deviceName(t), Type: s.boot.DeviceType, Arch: s.boot.arch,
-		OSVersion: s.boot.os["PRETTY_NAME"], BoardRev: s.boot.os["BALENA_BOARD_REV"],
+		UUID: s.store.UUID(), Name: s.deviceName(t), Type: b.DeviceType, Arch: b.arch,
+		OSVersion: b.os["PRETTY_NAME"], BoardRev: b.os["BALENA_BOARD_REV"],
 		Hostname:     hostname,
 		LockRoot:     filepath.Join(s.cfg.HostTmp, "services"),
 		EngineSocket: s.cfg.EngineSocket,
 		APIPort:      port,
-		CloudKey:     s.boot.DeviceAPIKey, CloudURL: s.boot.APIEndpoint,
+		CloudKey:     b.DeviceAPIKey, CloudURL: b.APIEndpoint,
 		HasModules: exists("/lib/modules"), HasFirmware: exists("/lib/firmware"),
 		ServiceKey: func(app model.AppID, svc string) string { return s.store.Key(serviceKey(app, svc)) },
 	}
 }
 
 func (s *Supervisor) deviceName(t model.Target) string {
-	for _, name := range []string{t.Name, s.boot.InitialName, s.boot.Hostname} {
+	b := s.bootNow()
+	for _, name := range []string{t.Name, b.InitialName, b.Hostname} {
 		if name != "" {
 			return name
 		}

@@ -50,3 +50,31 @@ func (s *Supervisor) removeVolumes(ctx context.Context) error {
 	}
 	return nil
 }
+
+// removeImages removes what we once pulled and nobody wants any more. The
+// engine refuses one that a container uses; then it goes another time. Images
+// that others brought stay, and in local mode all do: a person who tries things
+// wants them again.
+func (s *Supervisor) removeImages(ctx context.Context, want plan.Want) {
+	if s.localMode() {
+		return
+	}
+	for _, ref := range s.store.Images() {
+		if wantsImage(want, ref) {
+			continue
+		}
+		_, err := s.cfg.Engine.ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
+		switch {
+		case cerrdefs.IsConflict(err):
+			s.log.Debug("an image that is not wanted is in use", "image", ref)
+			continue
+		case err != nil && !cerrdefs.IsNotFound(err):
+			s.log.Warn("remove image", "image", ref, "err", err)
+			continue
+		}
+		s.hub.System(fmt.Sprintf("Deleted image '%s'", ref))
+		if err := s.store.SetImage(ref, false); err != nil {
+			s.log.Warn("remove image", "image", ref, "err", err)
+		}
+	}
+}

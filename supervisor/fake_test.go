@@ -251,3 +251,19 @@ func (f *fake) has(t *testing.T, ref string) {
 	f.images[ref] = "sha256:" + strings.Repeat("ff", 32)
 	f.changedLocked("image", "tag")
 }
+
+func (f *fake) ImageRemove(_ context.Context, ref string, _ client.ImageRemoveOptions) (client.ImageRemoveResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.images[ref]; !ok {
+		return client.ImageRemoveResult{}, notFound("image", ref)
+	}
+	for _, c := range f.containers {
+		if c.Config.Image == ref {
+			return client.ImageRemoveResult{}, fmt.Errorf("image %s is in use: %w", ref, cerrdefs.ErrConflict)
+		}
+	}
+	delete(f.images, ref)
+	f.changedLocked("image", "delete")
+	return client.ImageRemoveResult{}, nil
+}

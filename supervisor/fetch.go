@@ -2,10 +2,14 @@ package supervisor
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/supervisor/plan"
@@ -33,6 +37,9 @@ func (s *Supervisor) download(ctx context.Context, st plan.Step) {
 		defer cancel()
 		err := s.pull(ctx, st.Object, d)
 		if err == nil {
+			err = s.store.SetImage(st.Object, true)
+		}
+		if err == nil {
 			s.hub.System(fmt.Sprintf("Downloaded image '%s'", st.Object))
 		}
 		s.outcome(ctx, st, err)
@@ -58,7 +65,7 @@ func (s *Supervisor) stopDownloads() {
 }
 
 func (s *Supervisor) pull(ctx context.Context, ref string, d *download) error {
-	stream, err := s.cfg.Engine.ImagePull(ctx, ref, client.ImagePullOptions{})
+	stream, err := s.cfg.Engine.ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: s.registryAuth(ref)})
 	if err != nil {
 		return fmt.Errorf("download image %s: %w", ref, err)
 	}
@@ -78,9 +85,25 @@ func (s *Supervisor) pull(ctx context.Context, ref string, d *download) error {
 			s.mu.Lock()
 			d.progress = percent(layers)
 			s.mu.Unlock()
+			s.stirred()
 		}
 	}
 	return nil
+}
+
+// registryAuth are the device's credentials for a fleet's registry. Docker Hub
+// and images without a registry's name get none.
+func (s *Supervisor) registryAuth(ref string) string {
+	b := s.bootNow()
+	domain, _, ok := strings.Cut(ref, "/")
+	if b.APIEndpoint == "" || b.DeviceAPIKey == "" || !ok || !strings.ContainsAny(domain, ".:") || strings.HasSuffix(domain, "docker.io") {
+		return ""
+	}
+	auth, err := json.Marshal(registry.AuthConfig{Username: "d_" + s.store.UUID(), Password: b.DeviceAPIKey, ServerAddress: domain})
+	if err != nil { // it is all text
+		return ""
+	}
+	return base64.URLEncoding.EncodeToString(auth)
 }
 
 // note keeps bytes had and bytes wanted of each layer.

@@ -30,6 +30,7 @@ type failure struct {
 
 // poke makes the loop look again.
 func (s *Supervisor) poke() {
+	s.stirred()
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -128,7 +129,9 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 		steps = slices.DeleteFunc(steps, func(st plan.Step) bool { return st.App != o.app && st.App != 0 })
 	}
 	if len(steps) == 0 && o == nil {
-		s.converged(want)
+		if s.converged(want) {
+			s.removeImages(ctx, want)
+		}
 		return never, nil // a newer target has poked the loop
 	}
 	ready, again := s.sift(steps)
@@ -168,9 +171,10 @@ func key(st plan.Step) string {
 }
 
 func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
+	local := s.localMode()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: true}
+	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: local}
 	for ref := range s.fetching {
 		f.Fetching[ref] = true
 	}
@@ -229,17 +233,24 @@ func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec
 	return model.Spec{}, plan.Container{}, false
 }
 
-// converged notes that the target is reached, unless there is a newer one.
-func (s *Supervisor) converged(want plan.Want) {
+// converged notes that the target is reached, unless there is a newer one. It
+// reports whether that is news.
+func (s *Supervisor) converged(want plan.Want) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if want.Generation != s.want.Generation {
-		return
+		return false
 	}
+	news := s.applying
 	s.applying, s.force, s.problem = false, false, ""
 	for _, app := range want.Apps {
+		news = news || s.commits[app.ID] != app.Commit
 		s.commits[app.ID] = app.Commit
 	}
+	if news {
+		s.stirred()
+	}
+	return news
 }
 
 // waiting notes why nothing can be done now.
@@ -367,6 +378,7 @@ func (s *Supervisor) setDoing(st plan.Step, on bool) {
 	if word == "" {
 		return
 	}
+	s.stirred()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := serviceKey(st.App, st.Service)

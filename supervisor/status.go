@@ -15,6 +15,15 @@ import (
 // Open reports whether the API needs no key: nobody manages this device from
 // afar, or it is in local mode.
 func (s *Supervisor) Open() bool {
+	return !s.managed() || s.localMode()
+}
+
+// managed reports whether a fleet server manages this device.
+func (s *Supervisor) managed() bool { return s.bootNow().APIEndpoint != "" }
+
+// localMode reports whether targets are posted to this device: always, unless a
+// fleet server manages it and does not say so.
+func (s *Supervisor) localMode() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.boot.APIEndpoint == "" || model.Truthy(s.target.Config["SUPERVISOR_LOCAL_MODE"])
@@ -22,12 +31,20 @@ func (s *Supervisor) Open() bool {
 
 // Scope is what an API key may act on.
 func (s *Supervisor) Scope(key string) (api.Scope, bool) {
-	global, app, ok := s.store.Scope(key)
-	return api.Scope{Global: global, App: app}, ok
+	global, app, service, ok := s.store.Scope(key)
+	scope := api.Scope{Global: global, App: app}
+	if ok && !global {
+		t := s.Target()
+		a, _ := t.App(app)
+		svc, _ := a.Service(service)
+		scope.Device = model.Truthy(svc.Labels[model.ControlLabel]) || model.Truthy(t.Config["SUPERVISOR_COMPATIBLE_SCOPES"])
+	}
+	return scope, ok
 }
 
-// Healthy is that the loop works; on an unmanaged device nothing else counts.
-func (s *Supervisor) Healthy() bool { return true }
+// Healthy is that the loop works and, on a managed device, that the server
+// answers.
+func (s *Supervisor) Healthy() bool { return s.link == nil || s.link.Healthy() }
 
 // Target is the target state being applied.
 func (s *Supervisor) Target() model.Target {
@@ -37,12 +54,26 @@ func (s *Supervisor) Target() model.Target {
 }
 
 // Update looks at the target again, ignoring services' update locks if forced.
-func (s *Supervisor) Update(force bool) {
+// It reports whether it does: where updates are not instant, they must be
+// forced. With cancel, downloads that go on are given up first.
+func (s *Supervisor) Update(force, cancel bool) bool {
+	if !force && !s.settings().Instant {
+		return false
+	}
 	s.mu.Lock()
 	s.force = s.force || force
 	clear(s.failures)
+	if cancel {
+		for _, d := range s.fetching {
+			d.cancel()
+		}
+	}
 	s.mu.Unlock()
+	if s.link != nil {
+		s.link.Poll()
+	}
 	s.poke()
+	return true
 }
 
 func (s *Supervisor) overrideLock() bool {

@@ -9,6 +9,8 @@
 //	logs     one stream of all containers' output
 //	state    what survives a power cut
 //	api      the Supervisor API on port 48484
+//	cloud    the link to a fleet server, on a device that has one
+//	bootconfig, host   config.json, and what of the host we may change
 //
 // It knows the engine as a Docker API client only, so that it works the same
 // inside minked and beside a stock Docker. One goroutine decides and acts;
@@ -18,8 +20,6 @@
 // What always holds: applying a target that is already reached asks the engine
 // for nothing but listings. After a crash or a power cut Run goes on from the
 // stored target and what the engine has, with no network needed.
-//
-// It does not talk to a fleet server and does not configure the host.
 package supervisor
 
 import (
@@ -40,6 +40,9 @@ import (
 
 	"github.com/minke-os/minke/supervisor/api"
 	"github.com/minke-os/minke/supervisor/apply"
+	"github.com/minke-os/minke/supervisor/bootconfig"
+	"github.com/minke-os/minke/supervisor/cloud"
+	"github.com/minke-os/minke/supervisor/host"
 	"github.com/minke-os/minke/supervisor/lock"
 	"github.com/minke-os/minke/supervisor/logs"
 	"github.com/minke-os/minke/supervisor/model"
@@ -58,6 +61,7 @@ type Engine interface {
 	logs.Engine
 	Events(context.Context, client.EventsListOptions) client.EventsResult
 	ImagePull(context.Context, string, client.ImagePullOptions) (client.ImagePullResponse, error)
+	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
 }
 
 // Config is what a supervisor is made of. Engine and Dir are needed.
@@ -69,6 +73,9 @@ type Config struct {
 	BootDir      string   // where config.json and device-type.json are, "" for neither
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
+	SystemBus    string            // address of the system D-Bus; the usual one if empty
+	LED          string            // brightness file of the LED that blinks
+	Transport    http.RoundTripper // to the fleet server; nil for the usual one
 	Logger       *slog.Logger
 }
 
@@ -76,7 +83,9 @@ type Config struct {
 type Supervisor struct {
 	cfg     Config
 	log     *slog.Logger
-	boot    boot
+	config  *bootconfig.File
+	host    *host.Host
+	link    *cloud.Link // nil on a device that nobody manages
 	store   *state.Store
 	hub     *logs.Hub
 	locks   *lock.Locks
@@ -86,7 +95,8 @@ type Supervisor struct {
 	gateway gateway
 
 	mu       sync.Mutex // guards the fields below
-	body     []byte     // the target as it came
+	boot     boot
+	body     []byte // the target as it came
 	target   model.Target
 	want     plan.Want
 	force    bool
@@ -109,7 +119,8 @@ func New(cfg Config) *Supervisor {
 	}
 	locks := lock.New(filepath.Join(cfg.HostTmp, "services"))
 	return &Supervisor{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, config: bootconfig.At(filepath.Join(cfg.BootDir, "config.json")),
+		host:     host.New(host.Options{Bus: cfg.SystemBus, Data: cfg.Dir, LED: cfg.LED, BootDir: cfg.BootDir}),
 		hub:      logs.New(cfg.Engine),
 		locks:    locks,
 		applier:  apply.Applier{Engine: cfg.Engine, Locks: locks},
@@ -150,6 +161,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	if s.cfg.Listen == nil {
 		g.Go(func() error { return s.listenOnGateway(ctx, server) })
 	}
+	if s.link != nil {
+		g.Go(func() error { return s.link.Run(ctx) })
+	}
 	g.Go(func() error { s.watch(ctx); return nil })
 	g.Go(func() error { s.loop(ctx); return nil })
 	g.Go(func() error {
@@ -178,14 +192,13 @@ func (s *Supervisor) open() error {
 	if s.store, err = state.Open(s.cfg.Dir, s.boot.UUID, s.log); err != nil {
 		return err
 	}
+	if err := s.openLink(); err != nil {
+		return err
+	}
 	if err := s.locks.ReleaseAll(); err != nil {
 		return err
 	}
-	stored := s.store.Target()
-	if stored.Body == nil {
-		return nil
-	}
-	if err := s.adopt(stored.Body); err != nil {
+	if err := s.adoptStored(); err != nil {
 		// A newer program may be stricter. The containers go on as they are.
 		s.log.Error("the stored target state is not applied", "err", err)
 		s.problem = err.Error()
@@ -212,7 +225,7 @@ func (s *Supervisor) listen() ([]net.Listener, error) {
 	return out, nil
 }
 
-func (s *Supervisor) port() string { return strconv.Itoa(cmp.Or(s.boot.ListenPort, Port)) }
+func (s *Supervisor) port() string { return strconv.Itoa(cmp.Or(s.bootNow().ListenPort, Port)) }
 
 // A gateway is the supervisor's address on its own container network, which
 // exists only once that network does.

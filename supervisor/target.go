@@ -22,17 +22,95 @@ func (s *Supervisor) SetLocalTarget(ctx context.Context, body []byte) error {
 	if !s.Open() {
 		return errdef.Invalid.Errorf("Target state can only set when device is in local mode")
 	}
-	if err := s.adopt(body); err != nil {
+	if err := s.adoptLocal(body); err != nil {
 		return errdef.Invalid.Errorf("Invalid target state.\n%w", err)
 	}
-	if err := s.store.SetTarget(state.SourceLocal, body); err != nil {
-		return err
+	var err error
+	if s.managed() {
+		err = s.store.SetLocal(body)
+	} else {
+		err = s.store.SetTarget(state.SourceLocal, body)
 	}
-	if err := s.forgetStops(); err != nil {
-		return err
+	if err == nil {
+		err = s.forgetStops()
 	}
 	s.poke()
+	return err
+}
+
+// SetTarget takes a target state from the fleet server. An error means that it
+// is refused, and what runs goes on.
+func (s *Supervisor) SetTarget(body []byte) error {
+	if err := s.adoptCloud(body); err != nil {
+		return err
+	}
+	if err := s.store.SetTarget(s.bootNow().APIEndpoint, body); err != nil {
+		return err
+	}
+	err := s.forgetStops()
+	s.poke()
+	return err
+}
+
+// adoptStored takes up what was wanted before a restart. A target of another
+// server counts for nothing.
+func (s *Supervisor) adoptStored() error {
+	stored := s.store.Target()
+	switch {
+	case stored.Body == nil:
+		return nil
+	case !s.managed():
+		return s.adoptLocal(stored.Body)
+	case stored.Source == s.boot.APIEndpoint:
+		return s.adoptCloud(stored.Body)
+	case stored.Source == state.SourceLocal:
+		return s.adoptLocal(stored.Body) // until the server has spoken
+	}
 	return nil
+}
+
+// adoptCloud makes a fleet server's target the one that is applied. In local
+// mode it decides the device's settings only; the applications are those that
+// were posted here.
+func (s *Supervisor) adoptCloud(body []byte) error {
+	target, err := model.ParseV3(body, s.store.UUID())
+	if err != nil {
+		return err
+	}
+	if model.Truthy(target.Config["SUPERVISOR_LOCAL_MODE"]) {
+		target.Apps = nil
+		if local := s.store.Local(); local.Body != nil {
+			posted, err := model.ParseLocal(local.Body)
+			if err != nil {
+				return err
+			}
+			target.Apps = posted.Apps
+		}
+	} else if err := s.store.SetLocal(nil); err != nil {
+		return err
+	}
+	return s.adopt(target, body, false)
+}
+
+// adoptLocal does so with one that was posted. On a managed device the server's
+// settings stay.
+func (s *Supervisor) adoptLocal(body []byte) error {
+	target, err := model.ParseLocal(body)
+	if err != nil {
+		return err
+	}
+	var top struct {
+		Force any `json:"force"`
+	}
+	if err := json.Unmarshal(body, &top); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.boot.APIEndpoint != "" && s.target.Config != nil {
+		target.Config, target.Name = s.target.Config, s.target.Name
+	}
+	s.mu.Unlock()
+	return s.adopt(target, body, model.Truthy(top.Force))
 }
 
 // forgetStops drops what a person once said about services that are no more.
@@ -48,19 +126,9 @@ func (s *Supervisor) forgetStops() error {
 }
 
 // adopt makes a target the one that is applied, or changes nothing.
-func (s *Supervisor) adopt(body []byte) error {
-	target, err := model.ParseLocal(body)
-	if err != nil {
-		return err
-	}
+func (s *Supervisor) adopt(target model.Target, body []byte, force bool) error {
 	want, err := s.compose(target)
 	if err != nil {
-		return err
-	}
-	var top struct {
-		Force any `json:"force"`
-	}
-	if err := json.Unmarshal(body, &top); err != nil {
 		return err
 	}
 	for _, app := range want.Apps {
@@ -75,7 +143,7 @@ func (s *Supervisor) adopt(body []byte) error {
 	defer s.mu.Unlock()
 	want.Generation = s.want.Generation + 1
 	s.target, s.want = target, want
-	s.force = model.Truthy(top.Force)
+	s.force = force
 	s.problem = ""
 	s.applying = s.applying || !bytes.Equal(body, s.body)
 	s.body = body

@@ -26,6 +26,8 @@ import (
 	"strings"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/cloud"
+	"github.com/minke-os/minke/supervisor/host"
 	"github.com/minke-os/minke/supervisor/logs"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
@@ -41,7 +43,7 @@ type Backend interface {
 	Target() model.Target
 	Status(context.Context) (Status, error)
 	SetLocalTarget(ctx context.Context, body []byte) error
-	Update(force bool)
+	Update(force, cancel bool) bool
 	RestartApp(ctx context.Context, app model.AppID, force bool) error
 	PurgeApp(ctx context.Context, app model.AppID, force bool) error
 	StopService(ctx context.Context, c plan.Container, force bool) error
@@ -49,12 +51,25 @@ type Backend interface {
 	RestartService(ctx context.Context, c plan.Container, force bool) error
 	CleanupVolumes(context.Context) error
 	StreamLogs(ctx context.Context, o logs.Options, emit func(logs.Message) error) error
+
+	Blink()
+	NewKey(old string) (string, error)
+	Reboot(ctx context.Context, force bool) error
+	Shutdown(ctx context.Context, force bool) error
+	HostConfig() (HostConfig, error)
+	SetHostConfig(ctx context.Context, c HostChange, force bool) error
+	Tags(context.Context) ([]cloud.Tag, error)
+	SetTags(map[string]string) error
+	VPN(context.Context) (enabled, connected bool)
+	Journal(ctx context.Context, o host.JournalOptions, w io.Writer) error
+	Metrics() map[string]any
 }
 
 // A Scope is what a key may act on.
 type Scope struct {
 	Global bool
 	App    model.AppID
+	Device bool // and on the device as such: reboot, name, proxy
 }
 
 func (s Scope) allows(app model.AppID) bool { return s.Global || s.App == app }
@@ -152,6 +167,19 @@ func (s *server) routes() map[string]handler {
 		"POST /v1/restart":          s.restart,
 		"POST /v1/purge":            s.purge,
 		"POST /v1/update":           s.update,
+
+		"POST /v1/blink":               s.blink,
+		"POST /v1/regenerate-api-key":  s.regenerateKey,
+		"POST /v1/reboot":              s.reboot,
+		"POST /v1/shutdown":            s.shutdown,
+		"GET /v1/device/host-config":   s.hostConfig,
+		"PATCH /v1/device/host-config": s.setHostConfig,
+		"GET /v2/device/tags":          s.tags,
+		"PATCH /v2/device/tags":        s.setTags,
+		"GET /v2/device/vpn":           s.vpn,
+		"POST /v2/journal-logs":        s.journalLogs,
+		"GET /v2/device/metrics":       s.deviceMetrics, // ours
+		"GET /metrics":                 s.metrics,       // ours
 
 		"GET /v2/version":                             s.version,
 		"GET /v2/device/name":                         s.deviceName,

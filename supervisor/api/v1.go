@@ -216,7 +216,10 @@ func (s *server) purge(w http.ResponseWriter, r *request) error {
 }
 
 func (s *server) update(w http.ResponseWriter, r *request) error {
-	s.b.Update(r.force())
+	if !s.b.Update(r.force(), model.Truthy(r.body["cancel"])) {
+		text(w, http.StatusAccepted, "Accepted")
+		return nil
+	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -133,25 +133,33 @@ func (s *server) appsState(w http.ResponseWriter, r *request) error {
 		if !r.scope.allows(app.ID) {
 			continue
 		}
-		a := appStateAnswer{int(app.ID), app.UUID, app.Commit, "done", map[string]serviceState{}}
+		a := appStateAnswer{int(app.ID), app.UUID, app.Commit, "", map[string]serviceState{}}
+		var states []string
 		for _, svc := range app.Services {
-			a.Services[svc.Name] = stateOf(st, app, svc)
+			x := st.Service(app, svc)
+			a.Services[svc.Name] = serviceState{x.Status, svc.Image, x.Progress, x.Release}
+			states = append(states, x.Status)
 		}
-		if st.Applying {
-			a.UpdateStatus = updateStatus(a.Services)
-		}
+		a.UpdateStatus = st.UpdateStatus(states)
 		out[app.Name] = a
 	}
 	write(w, http.StatusOK, out)
 	return nil
 }
 
-// stateOf is what a service of the target is doing.
-func stateOf(st Status, app model.App, svc model.Service) serviceState {
-	out := serviceState{Status: "Downloading", Image: svc.Image, ReleaseID: app.ReleaseID}
+// A ServiceState is what a service of the target is doing.
+type ServiceState struct {
+	Status   string
+	Progress *int // of a download, per cent
+	Release  int
+}
+
+// Service finds what a service of the target is doing.
+func (st Status) Service(app model.App, svc model.Service) ServiceState {
+	out := ServiceState{Status: "Downloading", Release: app.ReleaseID}
 	for _, i := range st.Images {
 		if i.App == app.ID && i.Service == svc.Name {
-			out.Status, out.DownloadProgress = i.Status, i.Progress
+			out.Status, out.Progress = i.Status, i.Progress
 		}
 	}
 	for _, m := range st.Missing {
@@ -160,18 +168,21 @@ func stateOf(st Status, app model.App, svc model.Service) serviceState {
 		}
 	}
 	for _, c := range st.Containers {
-		if c.App == app.ID && c.Service == svc.Name && out.DownloadProgress == nil {
-			out.Status, out.ReleaseID = c.Status, c.Release
+		if c.App == app.ID && c.Service == svc.Name && out.Progress == nil {
+			out.Status, out.Release = c.Status, c.Release
 		}
 	}
 	return out
 }
 
-// updateStatus is the release's state: the least advanced of its services'.
-func updateStatus(services map[string]serviceState) string {
+// UpdateStatus is a release's state: the least advanced of its services'.
+func (st Status) UpdateStatus(services []string) string {
+	if !st.Applying {
+		return "done"
+	}
 	rank := 0
 	for _, s := range services {
-		switch s.Status {
+		switch s {
 		case "Downloading":
 			rank = max(rank, 3)
 		case "Downloaded":
@@ -208,8 +219,8 @@ func (s *server) appState(w http.ResponseWriter, r *request) error {
 	}
 	local := services{map[string]serviceProgress{}}
 	for _, svc := range app.Services {
-		x := stateOf(st, app, svc)
-		local.Services[strconv.Itoa(svc.ImageID)] = serviceProgress{x.Status, x.ReleaseID, x.DownloadProgress}
+		x := st.Service(app, svc)
+		local.Services[strconv.Itoa(svc.ImageID)] = serviceProgress{x.Status, x.Release, x.Progress}
 	}
 	write(w, http.StatusOK, struct {
 		Commit string              `json:"commit"`

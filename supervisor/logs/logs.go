@@ -98,7 +98,8 @@ func (h *Hub) snapshot() (ring []Message, total int, containers []plan.Container
 // Options choose what Stream sends.
 type Options struct {
 	Follow bool
-	Tail   int // lines of history for each container and the supervisor, -1 for all
+	Tail   int       // lines of history for each container and the supervisor, -1 for all
+	Since  time.Time // no history from before; zero for any
 }
 
 // Stream sends history, then new lines as they come. emit is never called
@@ -110,9 +111,9 @@ func (h *Hub) Stream(ctx context.Context, o Options, emit func(Message) error) e
 	defer cancel()
 
 	ring, seen, containers, changed := h.snapshot()
-	history := tail(ring, o.Tail)
+	history := tail(slices.DeleteFunc(ring, func(m Message) bool { return m.Timestamp <= o.Since.UnixMilli() }), o.Tail)
 	for _, c := range containers {
-		history = append(history, h.history(ctx, c, o.Tail)...)
+		history = append(history, h.history(ctx, c, o)...)
 	}
 	slices.SortStableFunc(history, func(a, b Message) int { return int(a.Timestamp - b.Timestamp) })
 	for _, m := range history {
@@ -188,16 +189,19 @@ func tail(list []Message, n int) []Message {
 
 // history is what a container said before. A container whose log cannot be
 // read has none: the others' lines are worth more than an error.
-func (h *Hub) history(ctx context.Context, c plan.Container, n int) []Message {
-	if n == 0 {
+func (h *Hub) history(ctx context.Context, c plan.Container, o Options) []Message {
+	if o.Tail == 0 {
 		return nil
 	}
-	limit := "all"
-	if n > 0 {
-		limit = strconv.Itoa(n)
+	want := client.ContainerLogsOptions{Tail: "all"}
+	if o.Tail > 0 {
+		want.Tail = strconv.Itoa(o.Tail)
+	}
+	if !o.Since.IsZero() {
+		want.Since = fraction(o.Since)
 	}
 	var out []Message
-	h.read(ctx, c, client.ContainerLogsOptions{Tail: limit}, func(m Message) { out = append(out, m) })
+	h.read(ctx, c, want, func(m Message) { out = append(out, m) })
 	return out
 }
 

@@ -48,6 +48,9 @@ func (s Service) Feature(name string) bool {
 	return Truthy(v)
 }
 
+// ControlLabel lets a service's API key act on the device as such.
+const ControlLabel = "io.minke.features.device-control"
+
 func (c *composer) feature(name string) bool {
 	return Truthy(c.spec.Config.Labels["io.balena.features."+name])
 }

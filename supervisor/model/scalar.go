@@ -50,6 +50,29 @@ func Int(v any) (int, bool) {
 	return 0, false
 }
 
+// Variable reads a device variable: a boolean or a whole number. What cannot be
+// one counts as not given.
+func Variable[T bool | int](config map[string]string, name string, otherwise T) T {
+	text, given := config[name]
+	if !given {
+		return otherwise
+	}
+	switch v := any(&otherwise).(type) {
+	case *bool:
+		switch {
+		case Truthy(text):
+			*v = true
+		case text == "0" || strings.EqualFold(text, "false") || strings.EqualFold(text, "off"):
+			*v = false
+		}
+	case *int:
+		if n, ok := Int(text); ok {
+			*v = n
+		}
+	}
+	return otherwise
+}
+
 // Str reads a string that says something.
 func Str(v any) (string, bool) {
 	s, ok := v.(string)

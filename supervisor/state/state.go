@@ -1,7 +1,9 @@
 // Package state keeps what the supervisor must remember over a power cut.
 //
 //	target.json   the target state as it was received
-//	device.json   the device's identity, API keys, and services a person stopped
+//	local.json    the one posted to this device while a fleet server manages it
+//	device.json   the device's identity, API keys, services a person stopped,
+//	              tags for the server, images that we brought
 //
 // Everything else is computed from the engine. Each file is replaced
 // atomically (package durable) and only when its content changes: flash wears.
@@ -26,9 +28,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/minke-os/minke/internal/durable"
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/model"
 )
 
@@ -51,6 +55,8 @@ type device struct {
 	GlobalKey string            `json:"globalKey"`
 	Keys      map[string]string `json:"keys,omitempty"`    // app/service -> API key
 	Stopped   []string          `json:"stopped,omitempty"` // app/service
+	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
+	Images    []string          `json:"images,omitempty"`  // references that we pulled
 }
 
 // A Store is the directory.
@@ -60,6 +66,7 @@ type Store struct {
 	mu      sync.Mutex // guards the fields below
 	dev     device
 	target  Target
+	local   Target
 	written map[string][]byte
 }
 
@@ -77,6 +84,9 @@ func Open(dir, uuid string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if err := s.load("target.json", &s.target, func() int { return s.target.Version }, log); err != nil {
+		return nil, err
+	}
+	if err := s.load("local.json", &s.local, func() int { return s.local.Version }, log); err != nil {
 		return nil, err
 	}
 	s.dev.Version = version
@@ -159,6 +169,37 @@ func (s *Store) SetTarget(source string, body []byte) error {
 	return nil
 }
 
+// Local is the target posted to this device while it is managed; its Body is
+// nil if there is none.
+func (s *Store) Local() Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.local
+}
+
+// SetLocal remembers such a target; nil forgets it.
+func (s *Store) SetLocal(body []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := Target{version, SourceLocal, body}
+	if body == nil && s.local.Body == nil {
+		return nil
+	}
+	if err := s.write("local.json", t); err != nil {
+		return fmt.Errorf("store local target state: %w", err)
+	}
+	s.local = t
+	return nil
+}
+
+// SetUUID changes the device's identity.
+func (s *Store) SetUUID(uuid string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.UUID = uuid
+	return s.saveDevice()
+}
+
 // UUID is the device's identity.
 func (s *Store) UUID() string {
 	s.mu.Lock()
@@ -171,6 +212,76 @@ func (s *Store) GlobalKey() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.dev.GlobalKey
+}
+
+// NewKey replaces an API key, and returns the new one. It is NotFound for one
+// that is none.
+func (s *Store) NewKey(old string) (key string, global bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key = newKey()
+	if old == s.dev.GlobalKey && old != "" {
+		s.dev.GlobalKey = key
+		return key, true, s.saveDevice()
+	}
+	for svc, k := range s.dev.Keys {
+		if k == old && old != "" {
+			s.dev.Keys[svc] = key
+			return key, false, s.saveDevice()
+		}
+	}
+	return "", false, errdef.NotFound.Errorf("there is no such API key")
+}
+
+// Tags are those that the server has not got yet, as a copy.
+func (s *Store) Tags() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.dev.Tags)
+}
+
+// AddTags remembers tags for the server.
+func (s *Store) AddTags(tags map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := maps.Clone(s.dev.Tags)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, tags)
+	s.dev.Tags = all
+	return s.saveDevice()
+}
+
+// DropTags forgets tags that the server has, unless they have changed since.
+func (s *Store) DropTags(tags map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := maps.Clone(s.dev.Tags)
+	maps.DeleteFunc(all, func(k, v string) bool { sent, ok := tags[k]; return ok && sent == v })
+	s.dev.Tags = all
+	return s.saveDevice()
+}
+
+// Images are the references that we pulled, as a copy.
+func (s *Store) Images() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.dev.Images)
+}
+
+// SetImage remembers, or forgets, that we pulled a reference.
+func (s *Store) SetImage(ref string, pulled bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, had := slices.BinarySearch(s.dev.Images, ref)
+	switch {
+	case pulled && !had:
+		s.dev.Images = slices.Insert(slices.Clone(s.dev.Images), at, ref)
+	case !pulled && had:
+		s.dev.Images = slices.Delete(slices.Clone(s.dev.Images), at, at+1)
+	}
+	return s.saveDevice()
 }
 
 // EnsureKeys makes API keys for the services that have none.
@@ -192,28 +303,25 @@ func (s *Store) Key(service string) string {
 	return s.dev.Keys[service]
 }
 
-// Scope finds what an API key may act on: everything, or one application.
-func (s *Store) Scope(key string) (global bool, app model.AppID, ok bool) {
+// Scope finds what an API key may act on: everything, or one application, as
+// one of its services.
+func (s *Store) Scope(key string) (global bool, app model.AppID, service string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if key == "" {
-		return false, 0, false
+		return false, 0, "", false
 	}
 	if key == s.dev.GlobalKey {
-		return true, 0, true
+		return true, 0, "", true
 	}
 	for svc, k := range s.dev.Keys {
 		if k == key {
-			return false, appOf(svc), true
+			id, name, _ := strings.Cut(svc, "/")
+			n, _ := model.Int(id) // keys are made by EnsureKeys only
+			return false, model.AppID(n), name, true
 		}
 	}
-	return false, 0, false
-}
-
-func appOf(service string) model.AppID {
-	var id int
-	fmt.Sscanf(service, "%d/", &id) // keys are made by EnsureKeys only
-	return model.AppID(id)
+	return false, 0, "", false
 }
 
 // Stopped are the services that a person stopped, as a copy.

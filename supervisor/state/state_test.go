@@ -49,14 +49,14 @@ func TestScopes(t *testing.T) {
 	if err := s.EnsureKeys([]string{"12/web"}); err != nil {
 		t.Fatal(err)
 	}
-	if global, _, ok := s.Scope(s.GlobalKey()); !global || !ok {
+	if global, _, _, ok := s.Scope(s.GlobalKey()); !global || !ok {
 		t.Errorf("the global key is not global")
 	}
-	if global, app, ok := s.Scope(s.Key("12/web")); global || app != 12 || !ok {
+	if global, app, _, ok := s.Scope(s.Key("12/web")); global || app != 12 || !ok {
 		t.Errorf("the service's key may act on %d, %v, %v", app, global, ok)
 	}
 	for _, bad := range []string{"", "x"} {
-		if _, _, ok := s.Scope(bad); ok {
+		if _, _, _, ok := s.Scope(bad); ok {
 			t.Errorf("the key %q is accepted", bad)
 		}
 	}

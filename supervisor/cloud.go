@@ -1,0 +1,182 @@
+package supervisor
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/minke-os/minke/supervisor/cloud"
+	"github.com/minke-os/minke/supervisor/logs"
+	"github.com/minke-os/minke/supervisor/model"
+)
+
+// openLink prepares the link of a device that a fleet server manages.
+func (s *Supervisor) openLink() error {
+	if s.boot.APIEndpoint == "" {
+		return nil
+	}
+	missing := map[string]any{}
+	if s.boot.UUID == "" {
+		missing["uuid"] = s.store.UUID()
+	}
+	if s.boot.DeviceAPIKey == "" {
+		missing["deviceApiKey"] = randomKey()
+	}
+	if len(missing) > 0 {
+		if err := s.changeBoot(missing); err != nil {
+			return fmt.Errorf("keep the device's identity: %w", err)
+		}
+	}
+	s.link = cloud.New(cloud.Config{
+		Device: linked{s}, Transport: s.cfg.Transport, Logger: s.log, System: s.hub.System, Supervisor: s.cfg.Version,
+		UserAgent: strings.TrimSpace(fmt.Sprintf("Supervisor/%s (Linux; %s; %s)", s.cfg.Version, s.boot.os["PRETTY_NAME"], s.variant())),
+		OSVersion: s.boot.os["PRETTY_NAME"], OSVariant: s.variant(),
+		MAC: func() string { return strings.Join(hardwareAddresses(), " ") },
+	})
+	return nil
+}
+
+func randomKey() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// variant is the operating system's: for development, or production.
+func (s *Supervisor) variant() string {
+	if v := s.boot.os["VARIANT_ID"]; v != "" {
+		return v
+	}
+	if s.boot.Development {
+		return "dev"
+	}
+	return "prod"
+}
+
+// linked is the supervisor as its link sees it.
+type linked struct{ *Supervisor }
+
+// Identity implements cloud.Device.
+func (l linked) Identity() cloud.Identity {
+	b := l.bootNow()
+	fleet, _ := model.Int(b.Application)
+	return cloud.Identity{
+		Endpoint: b.APIEndpoint, LogsEndpoint: b.LogsEndpoint, UUID: l.store.UUID(), Key: b.DeviceAPIKey, Provisioning: b.APIKey,
+		Fleet: fleet, DeviceType: b.DeviceType, ID: b.DeviceID,
+		Registered: b.DeviceID != 0 && b.RegisteredAt != 0 && b.APIKey == "",
+	}
+}
+
+// Registered implements cloud.Device.
+func (l linked) Registered(id int) error {
+	return l.changeBoot(map[string]any{"deviceId": id, "registered_at": time.Now().UnixMilli(), "apiKey": nil})
+}
+
+// Reborn implements cloud.Device.
+func (l linked) Reborn() error {
+	uuid := randomKey()
+	if err := l.changeBoot(map[string]any{"uuid": uuid, "deviceApiKey": randomKey()}); err != nil {
+		return err
+	}
+	return l.store.SetUUID(uuid)
+}
+
+// Settings implements cloud.Device.
+func (l linked) Settings() cloud.Settings { return l.settings() }
+
+// settings are what the device's variables say of the link.
+func (s *Supervisor) settings() cloud.Settings {
+	s.mu.Lock()
+	config, b := s.target.Config, s.boot
+	s.mu.Unlock()
+	interval := model.Variable(config, "SUPERVISOR_POLL_INTERVAL", cmp.Or(intOf(b.PollInterval), 900_000))
+	return cloud.Settings{
+		Interval: time.Duration(max(interval, 1000)) * time.Millisecond,
+		Timeout:  time.Duration(max(model.Variable(config, "SUPERVISOR_API_REQUEST_TIMEOUT", 59_000), 1000)) * time.Millisecond,
+		Instant:  model.Variable(config, "SUPERVISOR_INSTANT_UPDATE_TRIGGER", true),
+		Logs:     model.Variable(config, "SUPERVISOR_LOG_CONTROL", true) && !s.localMode(),
+	}
+}
+
+func intOf(v any) int {
+	n, _ := model.Int(v)
+	return n
+}
+
+// Tags implements cloud.Device.
+func (l linked) Tags() map[string]string { return l.store.Tags() }
+
+// Tagged implements cloud.Device.
+func (l linked) Tagged(tags map[string]string) error { return l.store.DropTags(tags) }
+
+// Logs implements cloud.Device.
+func (l linked) Logs(ctx context.Context, since time.Time, emit func(logs.Message) error) error {
+	return l.hub.Stream(ctx, logs.Options{Follow: true, Tail: -1, Since: since}, emit)
+}
+
+// reportLimit bounds how long the engine may take to say what there is.
+const reportLimit = 30 * time.Second
+
+// Report implements cloud.Device.
+func (l linked) Report() map[string]any {
+	d := l.Device()
+	out := map[string]any{
+		"api_port": intOf(d.Port), "api_secret": l.store.GlobalKey(), "os_version": d.OSVersion, "os_variant": l.variant(),
+		"supervisor_version": d.Version, "provisioning_progress": nil, "provisioning_state": "", "status": "Idle", "logs_channel": nil,
+		"ip_address": strings.Join(d.IPs, " "), "mac_address": strings.Join(d.MACs, " "),
+	}
+	if model.Variable(l.Target().Config, "SUPERVISOR_HARDWARE_METRICS", true) {
+		maps.Copy(out, l.host.Metrics())
+	}
+	if l.localMode() {
+		return out
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
+	defer cancel()
+	if apps, err := l.appsReport(ctx); err == nil {
+		out["apps"] = apps
+	}
+	return out
+}
+
+// appsReport is what the server shows of applications: the release that settled
+// last, and what is on its way.
+func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
+	st, err := s.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	commits := map[model.AppID]string{}
+	for _, c := range st.Commits {
+		commits[c.App] = c.Commit
+	}
+	out := map[string]any{}
+	for _, app := range s.Target().Apps {
+		if app.Commit == "" {
+			continue
+		}
+		services, states := map[string]any{}, []string{}
+		for _, svc := range app.Services {
+			x := st.Service(app, svc)
+			entry := map[string]any{"image": svc.Image, "status": x.Status}
+			if x.Progress != nil {
+				entry["download_progress"] = *x.Progress
+			}
+			services[svc.Name] = entry
+			states = append(states, x.Status)
+		}
+		status := st.UpdateStatus(states)
+		releases := map[string]any{app.Commit: map[string]any{"update_status": status, "services": services}}
+		entry := map[string]any{"releases": releases}
+		if c := commits[app.ID]; c != "" {
+			entry["release_uuid"] = c
+		}
+		out[app.UUID] = entry
+	}
+	return out, nil
+}

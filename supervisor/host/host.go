@@ -1,0 +1,214 @@
+// Package host is what the supervisor may see and change of the device beside
+// containers: its meters, its power, a few of its services, its name and its
+// proxy.
+//
+// Power and services are systemd's and logind's, over the system D-Bus, so a
+// host without them refuses with a reason. Files are replaced atomically. A Host
+// keeps no state but the last reading of the processor's meters; its methods
+// may be called from many goroutines.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/minke-os/minke/internal/errdef"
+)
+
+// Options say where the host's things are. The zero value is right on a device.
+type Options struct {
+	Bus     string // address of the system D-Bus; the usual one if empty
+	Root    string // of /proc and /sys; "" but in tests
+	Data    string // a directory on the data partition, for its size
+	LED     string // brightness file of the LED that blinks; "" for none
+	BootDir string // where system-proxy is
+	State   string // where an update of the host leaves its breadcrumbs; /mnt/state if empty
+}
+
+// Host is this device. New makes it.
+type Host struct {
+	o Options
+
+	mu   sync.Mutex
+	last cpuTimes
+}
+
+// New is the host that o describes.
+func New(o Options) *Host {
+	if o.State == "" {
+		o.State = "/mnt/state"
+	}
+	return &Host{o: o}
+}
+
+// Updating reports whether the host's operating system waits to be confirmed
+// after an update: a reboot would undo it.
+func (h *Host) Updating() bool {
+	for _, name := range []string{"rollback-health-breadcrumb", "rollback-altboot-breadcrumb"} {
+		if _, err := os.Stat(h.o.State + "/" + name); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {
+	var c *dbus.Conn
+	var err error
+	if h.o.Bus != "" {
+		c, err = dbus.Connect(h.o.Bus, dbus.WithContext(ctx))
+	} else {
+		c, err = dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	}
+	if err != nil {
+		return nil, errdef.Unavailable.Errorf("the system D-Bus cannot be reached: %w", err)
+	}
+	return c, nil
+}
+
+func (h *Host) call(ctx context.Context, dest string, path dbus.ObjectPath, method string, args ...any) ([]any, error) {
+	c, err := h.bus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	call := c.Object(dest, path).CallWithContext(ctx, method, 0, args...)
+	if call.Err != nil {
+		return nil, fmt.Errorf("%s: %w", method, call.Err)
+	}
+	return call.Body, nil
+}
+
+const (
+	login1  = "org.freedesktop.login1"
+	systemd = "org.freedesktop.systemd1"
+)
+
+// Reboot asks logind to reboot the machine.
+func (h *Host) Reboot(ctx context.Context) error {
+	_, err := h.call(ctx, login1, "/org/freedesktop/login1", login1+".Manager.Reboot", false)
+	return err
+}
+
+// PowerOff asks logind to switch the machine off.
+func (h *Host) PowerOff(ctx context.Context) error {
+	_, err := h.call(ctx, login1, "/org/freedesktop/login1", login1+".Manager.PowerOff", false)
+	return err
+}
+
+// SetUnit starts or stops a unit of systemd.
+func (h *Host) SetUnit(ctx context.Context, unit string, run bool) error {
+	method := "StopUnit"
+	if run {
+		method = "StartUnit"
+	}
+	_, err := h.call(ctx, systemd, "/org/freedesktop/systemd1", systemd+".Manager."+method, unit, "fail")
+	return err
+}
+
+// RestartUnit restarts a unit of systemd.
+func (h *Host) RestartUnit(ctx context.Context, unit string) error {
+	_, err := h.call(ctx, systemd, "/org/freedesktop/systemd1", systemd+".Manager.RestartUnit", unit, "fail")
+	return err
+}
+
+// UnitActive reports whether a unit of systemd runs.
+func (h *Host) UnitActive(ctx context.Context, unit string) (bool, error) {
+	body, err := h.call(ctx, systemd, "/org/freedesktop/systemd1", systemd+".Manager.LoadUnit", unit)
+	if err != nil {
+		return false, err
+	}
+	path, ok := dbusFirst[dbus.ObjectPath](body)
+	if !ok {
+		return false, errdef.Unavailable.Errorf("systemd does not say where %s is", unit)
+	}
+	body, err = h.call(ctx, systemd, path, "org.freedesktop.DBus.Properties.Get", systemd+".Unit", "ActiveState")
+	if err != nil {
+		return false, err
+	}
+	v, _ := dbusFirst[dbus.Variant](body)
+	state, _ := v.Value().(string)
+	return state == "active" || state == "activating", nil
+}
+
+func dbusFirst[T any](body []any) (v T, ok bool) {
+	if len(body) > 0 {
+		v, ok = body[0].(T)
+	}
+	return v, ok
+}
+
+// VPN reports whether the VPN's service runs, and whether it is connected.
+func (h *Host) VPN(ctx context.Context) (enabled, connected bool) {
+	enabled, _ = h.UnitActive(ctx, "openvpn.service") // a host without one has none
+	_, err := os.Stat(h.o.Root + "/run/openvpn/vpn_status/active")
+	return enabled, err == nil
+}
+
+// Blink shows a person which device this is, for a few seconds. It returns at
+// once; a device without an LED does nothing.
+func (h *Host) Blink(ctx context.Context) {
+	if h.o.LED == "" {
+		return
+	}
+	go func() {
+		const pattern, steps = 250 * time.Millisecond, 60 // 15 s
+		ticker := time.NewTicker(pattern)
+		defer ticker.Stop()
+		for i := range steps {
+			os.WriteFile(h.o.LED, []byte{'0' + byte(i%2)}, 0o644) // as well as can be
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+}
+
+// JournalOptions are those of journalctl(1), by their names.
+type JournalOptions struct {
+	All, Follow                     bool
+	Count                           int
+	Unit, Format, Tag, Since, Until string
+}
+
+// Journal writes what journalctl prints until it ends or ctx does.
+func (h *Host) Journal(ctx context.Context, o JournalOptions, w io.Writer) error {
+	program, err := exec.LookPath("journalctl")
+	if err != nil {
+		return errdef.Unsupported.Errorf("this host has no journal: journalctl is not there")
+	}
+	var args []string
+	for _, a := range []struct {
+		set  bool
+		args []string
+	}{
+		{o.All, []string{"-a"}}, {o.Follow, []string{"--follow"}}, {o.Unit != "", []string{"-u", o.Unit}}, {o.Tag != "", []string{"-t", o.Tag}},
+		{o.Count > 0, []string{"-n", fmt.Sprint(o.Count)}}, {o.Since != "", []string{"-S", o.Since}}, {o.Until != "", []string{"-U", o.Until}},
+		{o.Format != "", []string{"-o", o.Format}},
+	} {
+		if a.set {
+			args = append(args, a.args...)
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stdout = w
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return nil // the reader has left
+	}
+	if _, ok := errors.AsType[*exec.ExitError](err); ok {
+		return errdef.Invalid.Errorf("journalctl: %w", err)
+	}
+	return err
+}
