@@ -54,9 +54,10 @@ func (s *Supervisor) removeVolumes(ctx context.Context) error {
 // removeImages removes what we once pulled and nobody wants any more. The
 // engine refuses one that a container uses; then it goes another time. Images
 // that others brought stay, and in local mode all do: a person who tries things
-// wants them again.
+// wants them again. While a release is on trial, those of the one before may be
+// needed.
 func (s *Supervisor) removeImages(ctx context.Context, want plan.Want) {
-	if s.localMode() {
+	if s.localMode() || s.onTrial() {
 		return
 	}
 	for _, ref := range s.store.Images() {

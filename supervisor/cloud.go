@@ -172,6 +172,9 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		}
 		status := st.UpdateStatus(states)
 		releases := map[string]any{app.Commit: map[string]any{"update_status": status, "services": services}}
+		if bad, ok := s.rejectedCommit(app.UUID); ok && bad != app.Commit {
+			releases[bad] = map[string]any{"update_status": "rejected", "services": map[string]any{}}
+		}
 		entry := map[string]any{"releases": releases}
 		if c := commits[app.ID]; c != "" {
 			entry["release_uuid"] = c
@@ -179,4 +182,21 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		out[app.UUID] = entry
 	}
 	return out, nil
+}
+
+// rejectedCommit is the release of an application that was undone, if one was.
+func (s *Supervisor) rejectedCommit(uuid string) (commit string, ok bool) {
+	if s.undone() == "" {
+		return "", false
+	}
+	t, err := model.ParseV3(s.newest(), s.store.UUID())
+	if err != nil {
+		return "", false
+	}
+	for _, app := range t.Apps {
+		if app.UUID == uuid {
+			return app.Commit, app.Commit != ""
+		}
+	}
+	return "", false
 }

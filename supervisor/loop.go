@@ -125,6 +125,10 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 		facts.KeepVolumes = o.keepVolumes
 	}
 	steps := plan.Next(want, cur, facts)
+	look := never
+	if o == nil {
+		look = s.judge(want, cur)
+	}
 	if o != nil {
 		steps = slices.DeleteFunc(steps, func(st plan.Step) bool { return st.App != o.app && st.App != 0 })
 	}
@@ -132,12 +136,12 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 		if s.converged(want) {
 			s.removeImages(ctx, want)
 		}
-		return never, nil // a newer target has poked the loop
+		return look, nil // a newer target has poked the loop
 	}
 	ready, again := s.sift(steps)
 	if len(ready) == 0 {
 		s.waiting(steps)
-		return again, nil
+		return min(again, look), nil
 	}
 	s.do(ctx, apply.Round{Want: want, Cur: cur, Force: force}, ready)
 	return 0, nil

@@ -107,9 +107,13 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 	if err != nil {
 		return api.Status{}, err
 	}
+	undone := s.undone()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := api.Status{Applying: s.applying, Problem: s.problem, Failed: len(s.failures) > 0}
+	st := api.Status{Applying: s.applying, Problem: s.problem, Failed: len(s.failures) > 0 || undone != ""}
+	if undone != "" && st.Problem == "" {
+		st.Problem = "rolled back to the release before: " + undone
+	}
 	for _, c := range cur.Containers {
 		st.Containers = append(st.Containers, s.containerLocked(c, cur))
 	}

@@ -108,6 +108,7 @@ type Supervisor struct {
 	locked   map[model.AppID]bool   // update locks that we hold
 	handed   map[string]bool        // old containers that may go
 	commits  map[model.AppID]string // last release that settled
+	trial    *trial                 // of a new target; nil for one that has shown that it works
 }
 
 // New makes a supervisor that does nothing yet.

@@ -25,6 +25,9 @@ func (s *Supervisor) SetLocalTarget(ctx context.Context, body []byte) error {
 	if err := s.adoptLocal(body); err != nil {
 		return errdef.Invalid.Errorf("Invalid target state.\n%w", err)
 	}
+	if err := s.store.SetRejected("", ""); err != nil { // a person wants it tried again
+		return err
+	}
 	var err error
 	if s.managed() {
 		err = s.store.SetLocal(body)
@@ -41,8 +44,17 @@ func (s *Supervisor) SetLocalTarget(ctx context.Context, body []byte) error {
 // SetTarget takes a target state from the fleet server. An error means that it
 // is refused, and what runs goes on.
 func (s *Supervisor) SetTarget(body []byte) error {
+	hash, _ := s.store.Rejected()
+	if hash == hashOf(body) {
+		return nil // it was undone; the server does not know yet
+	}
 	if err := s.adoptCloud(body); err != nil {
 		return err
+	}
+	if hash != "" {
+		if err := s.store.SetRejected("", ""); err != nil {
+			return err
+		}
 	}
 	if err := s.store.SetTarget(s.bootNow().APIEndpoint, body); err != nil {
 		return err
@@ -59,6 +71,13 @@ func (s *Supervisor) adoptStored() error {
 	switch {
 	case stored.Body == nil:
 		return nil
+	case s.undone() != "" && s.store.Good() != nil:
+		stored.Body = s.store.Good()
+		s.log.Warn("going on with the target before, for the last one did not work")
+		if s.managed() && stored.Source != state.SourceLocal {
+			return s.adoptCloud(stored.Body)
+		}
+		return s.adoptLocal(stored.Body)
 	case !s.managed():
 		return s.adoptLocal(stored.Body)
 	case stored.Source == s.boot.APIEndpoint:
@@ -139,6 +158,10 @@ func (s *Supervisor) adopt(target model.Target, body []byte, force bool) error {
 			}
 		}
 	}
+	trial, err := s.newTrial(target, body)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	want.Generation = s.want.Generation + 1
@@ -146,7 +169,7 @@ func (s *Supervisor) adopt(target model.Target, body []byte, force bool) error {
 	s.force = force
 	s.problem = ""
 	s.applying = s.applying || !bytes.Equal(body, s.body)
-	s.body = body
+	s.body, s.trial = body, trial
 	clear(s.failures) // a new target deserves a new try
 	for ref, d := range s.fetching {
 		if !wantsImage(want, ref) {

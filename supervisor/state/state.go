@@ -1,6 +1,7 @@
 // Package state keeps what the supervisor must remember over a power cut.
 //
 //	target.json   the target state as it was received
+//	good.json     the last one that worked, to go back to
 //	local.json    the one posted to this device while a fleet server manages it
 //	device.json   the device's identity, API keys, services a person stopped,
 //	              tags for the server, images that we brought
@@ -53,10 +54,12 @@ type device struct {
 	UUID      string            `json:"uuid"`
 	Name      string            `json:"name,omitempty"`
 	GlobalKey string            `json:"globalKey"`
-	Keys      map[string]string `json:"keys,omitempty"`    // app/service -> API key
-	Stopped   []string          `json:"stopped,omitempty"` // app/service
-	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
-	Images    []string          `json:"images,omitempty"`  // references that we pulled
+	Keys      map[string]string `json:"keys,omitempty"`     // app/service -> API key
+	Stopped   []string          `json:"stopped,omitempty"`  // app/service
+	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
+	Images    []string          `json:"images,omitempty"`   // references that we pulled
+	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
+	Reason    string            `json:"reason,omitempty"`   // why
 }
 
 // A Store is the directory.
@@ -67,6 +70,7 @@ type Store struct {
 	dev     device
 	target  Target
 	local   Target
+	good    Target
 	written map[string][]byte
 }
 
@@ -87,6 +91,9 @@ func Open(dir, uuid string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if err := s.load("local.json", &s.local, func() int { return s.local.Version }, log); err != nil {
+		return nil, err
+	}
+	if err := s.load("good.json", &s.good, func() int { return s.good.Version }, log); err != nil {
 		return nil, err
 	}
 	s.dev.Version = version
@@ -190,6 +197,40 @@ func (s *Store) SetLocal(body []byte) error {
 	}
 	s.local = t
 	return nil
+}
+
+// Good is the last target that worked, nil if there is none.
+func (s *Store) Good() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.good.Body
+}
+
+// SetGood remembers a target that works.
+func (s *Store) SetGood(body []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := Target{version, "", body}
+	if err := s.write("good.json", t); err != nil {
+		return err
+	}
+	s.good = t
+	return nil
+}
+
+// Rejected is the hash of the target that did not work, and why; "" for none.
+func (s *Store) Rejected() (hash, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Rejected, s.dev.Reason
+}
+
+// SetRejected remembers one that does not; "" forgets it.
+func (s *Store) SetRejected(hash, reason string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Rejected, s.dev.Reason = hash, reason
+	return s.saveDevice()
 }
 
 // SetUUID changes the device's identity.

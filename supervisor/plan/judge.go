@@ -1,0 +1,69 @@
+package plan
+
+import (
+	"fmt"
+
+	"github.com/minke-os/minke/supervisor/model"
+)
+
+// An Ailment is why a service is not as it should be.
+type Ailment struct {
+	App     model.AppID
+	Service string
+	Why     string
+	// Hopeless is set for what time alone will not mend: a program that keeps
+	// crashing.
+	Hopeless bool
+}
+
+func (a Ailment) String() string { return a.Service + " " + a.Why }
+
+// crashes are so many ends, one after the other, after which a program counts
+// as one that keeps crashing.
+const crashes = 3
+
+// Judge says what ails the services that should run. Next being without steps
+// means that they are what was asked for; this, whether they work.
+func Judge(want Want, cur Current) (out []Ailment) {
+	newest := map[string]Container{}
+	for _, c := range cur.Containers { // by creation
+		if !c.Old() {
+			newest[ServiceKey(c.App, c.Service)] = c
+		}
+	}
+	for _, app := range want.Apps {
+		for _, spec := range app.Services {
+			key := ServiceKey(app.ID, spec.Service)
+			if !spec.Running || want.Stopped[key] {
+				continue
+			}
+			c, ok := newest[key]
+			if !ok {
+				out = append(out, Ailment{app.ID, spec.Service, "is not there", false})
+				continue
+			}
+			if why, hopeless := ails(c); why != "" {
+				out = append(out, Ailment{app.ID, spec.Service, why, hopeless})
+			}
+		}
+	}
+	return out
+}
+
+func ails(c Container) (why string, hopeless bool) {
+	switch {
+	case c.Restarts >= crashes:
+		return fmt.Sprintf("keeps ending: %d times, the last with code %d", c.Restarts, c.ExitCode), true
+	case c.State == "restarting", c.State == "exited" && c.ExitCode != 0:
+		return fmt.Sprintf("ended with code %d", c.ExitCode), false
+	case c.State == "exited":
+		return "", false // it had nothing more to do
+	case c.State != "running":
+		return "is " + c.State, false
+	case c.Health == "unhealthy":
+		return "is unhealthy", false
+	case c.Health == "starting":
+		return "is not healthy yet", false
+	}
+	return "", false
+}
