@@ -2,8 +2,10 @@ package supervisor_test
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
@@ -31,11 +34,16 @@ type fake struct {
 	networks   map[string]network.Summary
 	volumes    map[string]volume.Volume
 	images     map[string]string
+	registry   map[string]bool // images that can be pulled
+	pulls      []string
+	crashing   map[string]bool // images whose programs keep ending
+	sickly     map[string]bool // images whose programs never become healthy
 	listeners  []chan events.Message
 }
 
 func newFake(images ...string) *fake {
-	f := &fake{containers: map[string]*container.InspectResponse{}, networks: map[string]network.Summary{}, volumes: map[string]volume.Volume{}, images: map[string]string{}}
+	f := &fake{containers: map[string]*container.InspectResponse{}, networks: map[string]network.Summary{}, volumes: map[string]volume.Volume{}, images: map[string]string{},
+		registry: map[string]bool{}, crashing: map[string]bool{}, sickly: map[string]bool{}}
 	for _, ref := range images {
 		f.images[ref] = "sha256:" + strings.Repeat(fmt.Sprintf("%02x", len(f.images)+1), 32)
 	}
@@ -149,7 +157,24 @@ func (f *fake) ContainerStart(_ context.Context, id string, _ client.ContainerSt
 		if c.Config.Healthcheck != nil {
 			c.State.Health = &container.Health{Status: container.Healthy}
 		}
+		switch {
+		case f.isLocked(f.crashing, c):
+			c.State = &container.State{Status: container.StateRestarting, ExitCode: 3}
+			c.RestartCount = 5
+		case f.isLocked(f.sickly, c):
+			c.State.Health = &container.Health{Status: container.Starting}
+		}
 	})
+}
+
+// isLocked reports whether a container's image is one of a kind.
+func (f *fake) isLocked(kind map[string]bool, c *container.InspectResponse) bool {
+	for ref := range kind {
+		if ref == c.Config.Image || f.images[ref] == c.Config.Image {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *fake) ContainerStop(_ context.Context, id string, _ client.ContainerStopOptions) (client.ContainerStopResult, error) {
@@ -231,8 +256,26 @@ func (f *fake) ImageInspect(_ context.Context, ref string, _ ...client.ImageInsp
 	return client.ImageInspectResult{InspectResponse: image.InspectResponse{ID: id}}, nil
 }
 
-func (f *fake) ImagePull(_ context.Context, ref string, _ client.ImagePullOptions) (client.ImagePullResponse, error) {
-	return nil, fmt.Errorf("no registry has %s: %w", ref, cerrdefs.ErrNotFound)
+func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOptions) (client.ImagePullResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.registry[ref] {
+		return nil, fmt.Errorf("no registry has %s: %w", ref, cerrdefs.ErrNotFound)
+	}
+	auth, _ := base64.URLEncoding.DecodeString(o.RegistryAuth)
+	f.pulls = append(f.pulls, ref+" "+string(auth))
+	f.images[ref] = "sha256:" + strings.Repeat(fmt.Sprintf("%02x", len(f.images)+1), 32)
+	f.changedLocked("image", "pull")
+	return pulled{io.NopCloser(strings.NewReader(""))}, nil
+}
+
+// pulled is a pull that has ended.
+type pulled struct{ io.ReadCloser }
+
+func (pulled) Wait(context.Context) error { return nil }
+
+func (pulled) JSONMessages(context.Context) iter.Seq2[jsonstream.Message, error] {
+	return func(func(jsonstream.Message, error) bool) {}
 }
 
 func (f *fake) ContainerLogs(_ context.Context, id string, o client.ContainerLogsOptions) (client.ContainerLogsResult, error) {
@@ -259,7 +302,7 @@ func (f *fake) ImageRemove(_ context.Context, ref string, _ client.ImageRemoveOp
 		return client.ImageRemoveResult{}, notFound("image", ref)
 	}
 	for _, c := range f.containers {
-		if c.Config.Image == ref {
+		if c.Config.Image == ref || c.Config.Image == f.images[ref] {
 			return client.ImageRemoveResult{}, fmt.Errorf("image %s is in use: %w", ref, cerrdefs.ErrConflict)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ func (s *Supervisor) newTrial(target model.Target, body []byte) (*trial, error) 
 	switch {
 	case limit == 0 || hashOf(s.store.Good()) == hashOf(body):
 		return nil, nil
-	case bytes.Equal(body, before):
+	case hashOf(body) == hashOf(before):
 		return running, nil
 	case before != nil && reached:
 		if err := s.store.SetGood(before); err != nil {
@@ -64,8 +65,13 @@ func (s *Supervisor) onTrial() bool {
 	return s.trial != nil
 }
 
+// hashOf tells targets apart. Blanks do not count: what is stored has none.
 func hashOf(body []byte) string {
-	sum := sha256.Sum256(body)
+	var b bytes.Buffer
+	if err := json.Compact(&b, body); err != nil { // no target yet
+		return ""
+	}
+	sum := sha256.Sum256(b.Bytes())
 	return hex.EncodeToString(sum[:])
 }
 

@@ -45,7 +45,7 @@ func (s *Supervisor) SetLocalTarget(ctx context.Context, body []byte) error {
 // is refused, and what runs goes on.
 func (s *Supervisor) SetTarget(body []byte) error {
 	hash, _ := s.store.Rejected()
-	if hash == hashOf(body) {
+	if hash != "" && hash == hashOf(body) {
 		return nil // it was undone; the server does not know yet
 	}
 	if err := s.adoptCloud(body); err != nil {

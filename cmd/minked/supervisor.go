@@ -57,7 +57,7 @@ func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*superviso
 	}
 	return supervisor.New(supervisor.Config{
 		Engine: c, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
-		BootDir: cfg.BootDir, EngineSocket: socket, Version: version, Logger: log,
+		BootDir: cfg.BootDir, LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
 	}), nil
 }
 

@@ -98,6 +98,7 @@ type Link struct {
 	cfg     Config
 	log     *slog.Logger
 	http    http.Client
+	made    time.Time     // lines are sent from then on
 	asked   chan struct{} // capacity 1: poll now
 	stirred chan struct{} // capacity 1: something to report
 	tagged  chan struct{} // capacity 1: tags to send
@@ -117,7 +118,7 @@ func New(cfg Config) *Link {
 		cfg.System = func(string) {}
 	}
 	return &Link{
-		cfg: cfg, log: cfg.Logger, http: http.Client{Transport: cfg.Transport},
+		cfg: cfg, log: cfg.Logger, http: http.Client{Transport: cfg.Transport}, made: time.Now(),
 		asked: make(chan struct{}, 1), stirred: make(chan struct{}, 1), tagged: make(chan struct{}, 1),
 	}
 }

@@ -30,7 +30,7 @@ const (
 // containers' logs still have.
 func (l *Link) sendLogs(ctx context.Context) {
 	failures := 0
-	since := time.Now()
+	since := l.made.Add(-time.Millisecond) // what is said in that very one counts
 	for ctx.Err() == nil {
 		if !l.cfg.Device.Settings().Logs {
 			since = time.Now()

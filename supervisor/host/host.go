@@ -74,7 +74,13 @@ func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {
 	return c, nil
 }
 
+// callLimit bounds a call, as D-Bus libraries do: a host that hangs must not
+// hang us.
+const callLimit = 25 * time.Second
+
 func (h *Host) call(ctx context.Context, dest string, path dbus.ObjectPath, method string, args ...any) ([]any, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	c, err := h.bus(ctx)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,400 @@
+package supervisor_test
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/supervisor"
+)
+
+// A fleet is a fleet server: our own stand-in, with as much of balena's device
+// API as a device calls.
+type fleet struct {
+	*httptest.Server
+	t *testing.T
+
+	mu         sync.Mutex // guards the fields below
+	n          int        // of the target
+	target     string
+	registered map[string]any
+	state      map[string]any // as reported
+	tags       map[string]string
+	logs       []string
+}
+
+func newFleet(t *testing.T) *fleet {
+	f := &fleet{t: t, state: map[string]any{}, tags: map[string]string{}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /device/register", f.register)
+	mux.HandleFunc("GET /device/v3/{uuid}/state", f.poll)
+	mux.HandleFunc("PATCH /device/v3/state", f.report)
+	mux.HandleFunc("POST /device/v2/{uuid}/log-stream", f.logStream)
+	mux.HandleFunc("GET /v7/device_tag", f.listTags)
+	mux.HandleFunc("PATCH /device/v3/tags", f.setTags)
+	f.Server = httptest.NewServer(mux)
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fleet) register(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.Header.Get("Authorization") != "Bearer provisioning" {
+		http.Error(w, "who are you", http.StatusUnauthorized)
+		return
+	}
+	f.registered = map[string]any{}
+	json.NewDecoder(r.Body).Decode(&f.registered)
+	w.WriteHeader(http.StatusCreated)
+	fmt.Fprintf(w, `{"id":77,"uuid":%q,"api_key":%q}`, f.registered["uuid"], f.registered["api_key"])
+}
+
+func (f *fleet) known(r *http.Request) bool {
+	return r.Header.Get("Authorization") == "Bearer "+fmt.Sprint(f.registered["api_key"])
+}
+
+func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	etag := fmt.Sprintf(`"%d"`, f.n)
+	switch {
+	case !f.known(r):
+		w.WriteHeader(http.StatusUnauthorized)
+	case r.Header.Get("If-None-Match") == etag:
+		w.WriteHeader(http.StatusNotModified)
+	default:
+		w.Header().Set("ETag", etag)
+		io.WriteString(w, strings.ReplaceAll(f.target, "UUID", r.PathValue("uuid")))
+	}
+}
+
+func (f *fleet) report(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.known(r) {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	var body map[string]map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("report: %v", err)
+	}
+	for _, state := range body {
+		maps.Copy(f.state, state)
+	}
+}
+
+func (f *fleet) logStream(w http.ResponseWriter, r *http.Request) {
+	z, err := gzip.NewReader(r.Body)
+	if err != nil {
+		return
+	}
+	dec := json.NewDecoder(z)
+	for {
+		var line struct{ Message string }
+		if dec.Decode(&line) != nil {
+			return
+		}
+		f.mu.Lock()
+		f.logs = append(f.logs, line.Message)
+		f.mu.Unlock()
+	}
+}
+
+func (f *fleet) listTags(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(f.tags)) {
+		list = append(list, fmt.Sprintf(`{"id":1,"tag_key":%q,"value":%q}`, k, f.tags[k]))
+	}
+	fmt.Fprintf(w, `{"d":[%s]}`, strings.Join(list, ","))
+}
+
+func (f *fleet) setTags(_ http.ResponseWriter, r *http.Request) {
+	var body map[string]map[string]string
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("tags: %v", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, tags := range body {
+		maps.Copy(f.tags, tags)
+	}
+}
+
+// release is a target of one application with two services.
+func release(commit, image, labels, config string) string {
+	return fmt.Sprintf(`{"UUID":{"name":"porch","config":{%[4]s},"apps":{"aaaa":{"id":1,"name":"garden","class":"fleet","releases":{%[1]q:{"id":10,"services":{
+	 "web":{"id":1,"image_id":11,"image":%[2]q,"environment":{},"labels":{%[3]s},"composition":{}},
+	 "db":{"id":2,"image_id":12,"image":%[2]q,"environment":{},"labels":{},"composition":{}}},"volumes":{},"networks":{}}}},
+	"bbbb":{"id":2,"name":"shed","class":"app","releases":{"c9":{"id":20,"services":{
+	 "tool":{"id":3,"image_id":13,"image":"shed:1","environment":{},"labels":{},"composition":{}}},"volumes":{},"networks":{}}}}}}}`, commit, image, labels, config)
+}
+
+func (f *fleet) wants(target string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	f.target = target
+}
+
+// reported reads the state at a path of keys.
+func (f *fleet) reported(keys ...string) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var v any = f.state
+	for _, k := range keys {
+		m, _ := v.(map[string]any)
+		v = m[k]
+	}
+	return v
+}
+
+func (f *fleet) heard(text string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.logs, func(l string) bool { return strings.Contains(l, text) })
+}
+
+// A managed device, its key, and the files it has.
+type managed struct {
+	*device
+	f           *fleet
+	engine      *fake
+	dir, boot   string
+	tmp, global string
+}
+
+func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
+	t.Helper()
+	m := &managed{f: newFleet(t), engine: newFake(), dir: t.TempDir(), boot: t.TempDir(), tmp: t.TempDir()}
+	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
+		m.engine.registry[ref] = true
+	}
+	m.f.wants(first)
+	config := fmt.Sprintf(`{"apiEndpoint":%q,"apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
+	if err := os.WriteFile(filepath.Join(m.boot, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Engine, cfg.Dir, cfg.HostTmp, cfg.BootDir = m.engine, m.dir, m.tmp, m.boot
+	m.device = startWith(t, cfg)
+	m.global = m.stored().GlobalKey
+	m.until("two applications run", func() bool { return len(m.running()) == 3 })
+	return m
+}
+
+type storedDevice struct {
+	GlobalKey string
+	Keys      map[string]string
+}
+
+func (m *managed) stored() (s storedDevice) {
+	m.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(m.dir, "device.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &s)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return s
+}
+
+// running are the images of running containers, by service.
+func (m *managed) running() map[string]string {
+	m.engine.mu.Lock()
+	defer m.engine.mu.Unlock()
+	out := map[string]string{}
+	for _, c := range m.engine.containers {
+		if c.State.Status == "running" {
+			for ref, id := range m.engine.images {
+				if id == c.Config.Image {
+					out[c.Config.Labels["io.balena.service-name"]] = ref
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (m *managed) config() map[string]any {
+	m.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(m.boot, "config.json"))
+	out := map[string]any{}
+	if err == nil {
+		err = json.Unmarshal(raw, &out)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+func (m *managed) update() { m.is("POST", "/v1/update?apikey="+m.global, `{}`, 204, "") }
+
+func TestADeviceRegistersRunsItsFleetsReleaseAndReports(t *testing.T) {
+	testenv.NoGoroutineLeft(t)
+	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
+	if want := map[string]string{"web": "garden:1", "db": "garden:1", "tool": "shed:1"}; !maps.Equal(m.running(), want) {
+		t.Errorf("running = %v, want %v", m.running(), want)
+	}
+	got := m.config()
+	if got["apiKey"] != nil || got["deviceId"] != 77.0 || got["registered_at"] == nil || got["persistentLogging"] != true {
+		t.Errorf("config.json = %v, want a device ID, no key to register with, and the rest as it was", got)
+	}
+	if r := m.f.registered; r["application"] != 5.0 || r["uuid"] != got["uuid"] || r["device_type"] != "generic-amd64" {
+		t.Errorf("registered %v", r)
+	}
+	m.until("the server knows the release", func() bool {
+		return m.f.reported("apps", "aaaa", "releases", "c1", "update_status") == "done" && m.f.reported("apps", "aaaa", "release_uuid") == "c1"
+	})
+	if got := m.f.reported("apps", "aaaa", "releases", "c1", "services", "web", "status"); got != "Running" {
+		t.Errorf("reported status of web = %v, want Running", got)
+	}
+	m.until("the server hears of it", func() bool { return m.f.heard("Supervisor starting") })
+	m.engine.mu.Lock()
+	for _, p := range m.engine.pulls {
+		if !strings.HasSuffix(p, " ") {
+			t.Errorf("pull %s, want no credentials for an image of no registry", p)
+		}
+	}
+	m.engine.mu.Unlock()
+
+	m.f.wants(release("c2", "garden:2", "", ""))
+	m.update()
+	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" && m.running()["db"] == "garden:2" })
+	m.until("the image of the one before is gone", func() bool {
+		_, err := m.engine.ImageInspect(t.Context(), "garden:1")
+		return err != nil
+	})
+	m.f.wants(`{"UUID":{"apps":{"aaaa":{"id":1,"releases":{"c3":{"services":{"a b":{}}}}}}}}`)
+	m.update()
+	m.until("people learn why a release is refused", func() bool { return m.f.heard("Could not move to new release") })
+	if m.running()["web"] != "garden:2" {
+		t.Errorf("running = %v after a target that is refused, want what ran", m.running())
+	}
+	m.stop()
+	m.f.Close() // no network
+	d := startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
+	d.is("POST", "/v1/restart?apikey="+m.global, `{"appId":1}`, 200, "OK")
+	if m.running()["web"] != "garden:2" {
+		t.Errorf("running = %v after a start without a network, want what ran", m.running())
+	}
+	d.stop()
+}
+
+func TestKeysAreMadeAnewAndReachOnlyTheirApplication(t *testing.T) {
+	t.Parallel() // reports are ten seconds apart
+	const api = `"io.balena.features.supervisor-api":"1"`
+	m := manage(t, release("c1", "garden:1", api, ""), supervisor.Config{})
+	web := m.stored().Keys["1/web"]
+	m.is("GET", "/v2/version?apikey="+web, "", 200, `{"status":"success","version":"19.0.5"}`)
+	m.is("POST", "/v1/restart?apikey="+web, `{"appId":1}`, 200, "OK")
+	m.is("POST", "/v1/restart?apikey="+web, `{"appId":2}`, 401, `{"status":"failed","message":"Unauthorized"}`)
+	code, text := m.call("POST", "/v1/reboot?apikey="+web, `{}`)
+	if code != 401 || !strings.Contains(text, "io.minke.features.device-control") {
+		t.Errorf("reboot by a service = %d %s, want 401 with what to do", code, text)
+	}
+
+	code, fresh := m.call("POST", "/v1/regenerate-api-key?apikey="+m.global, "")
+	if code != 200 || fresh == m.global || len(fresh) < 32 {
+		t.Fatalf("a new key = %d %q", code, fresh)
+	}
+	m.is("GET", "/v2/version?apikey="+m.global, "", 401, "Unauthorized")
+	m.is("GET", "/v2/version?apikey="+fresh, "", 200, `{"status":"success","version":"19.0.5"}`)
+	m.until("the server has the new key", func() bool { return m.f.reported("api_secret") == fresh })
+	m.global = fresh
+
+	_, own := m.call("POST", "/v1/regenerate-api-key?apikey="+web, "")
+	m.is("GET", "/v2/version?apikey="+web, "", 401, "Unauthorized")
+	m.until("the service has its new key", func() bool {
+		m.engine.mu.Lock()
+		defer m.engine.mu.Unlock()
+		for _, c := range m.engine.containers {
+			if c.State.Status == "running" && slices.Contains(c.Config.Env, "BALENA_SUPERVISOR_API_KEY="+own) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func TestTagsAreKeptUntilTheServerHasThem(t *testing.T) {
+	t.Parallel() // reports are ten seconds apart
+	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
+	m.is("PATCH", "/v2/device/tags?apikey="+m.global, `{"place":"porch"}`, 202, `{"status":"success"}`)
+	m.until("the server has the tag", func() bool {
+		m.f.mu.Lock()
+		defer m.f.mu.Unlock()
+		return m.f.tags["place"] == "porch"
+	})
+	m.is("GET", "/v2/device/tags?apikey="+m.global, "", 200, `{"status":"success","tags":[{"id":1,"name":"place","value":"porch"}]}`)
+	m.is("PATCH", "/v2/device/tags?apikey="+m.global, `{"a b":"c"}`, 400, `{"status":"failed","message":"tag \"a b\": want a key without blanks and a string"}`)
+}
+
+func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
+	t.Parallel() // reports are ten seconds apart
+	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
+	m.until("the first release has settled", func() bool {
+		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+		return strings.Contains(body, `"appState":"applied"`)
+	})
+	m.engine.mu.Lock()
+	m.engine.crashing["garden:2"] = true
+	m.engine.mu.Unlock()
+	m.f.wants(release("c2", "garden:2", `"io.minke.rollback-timeout":"600000"`, ""))
+	m.update()
+	back := func() bool { return m.running()["web"] == "garden:1" && m.running()["db"] == "garden:1" }
+	m.until("people learn why", func() bool { return m.f.heard("Rolling back to the release before, because") })
+	m.until("the release before runs", back)
+	m.until("the server knows", func() bool { return m.f.reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected" })
+	_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+	if !strings.Contains(body, "rolled back to the release before: db keeps ending") {
+		t.Errorf("status = %s, want the reason", body)
+	}
+
+	m.stop()
+	writes := m.engine.Writes()
+	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
+	m.update()
+	m.until("the server answered", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c1" })
+	if !back() || m.engine.Writes() != writes {
+		t.Errorf("running = %v after a new start and %d changes, want the release before", m.running(), m.engine.Writes()-writes)
+	}
+
+	m.f.wants(release("c3", "garden:3", `"io.minke.rollback-timeout":"600000"`, ""))
+	m.update()
+	m.until("a better release runs", func() bool { return m.running()["web"] == "garden:3" })
+}
+
+func TestAReleaseThatDoesNotBecomeHealthyIsUndoneWhenItsTimeIsUp(t *testing.T) {
+	t.Parallel() // reports are ten seconds apart
+	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
+	m.until("the first release has settled", func() bool {
+		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+		return strings.Contains(body, `"appState":"applied"`)
+	})
+	m.engine.mu.Lock()
+	m.engine.sickly["garden:2"] = true
+	m.engine.mu.Unlock()
+	m.f.wants(release("c2", "garden:2", "", `"SUPERVISOR_ROLLBACK_TIMEOUT":"300"`))
+	m.update()
+	m.until("the new release runs", func() bool { return m.running()["web"] == "garden:2" })
+	if _, err := m.engine.ImageInspect(t.Context(), "garden:1"); err != nil {
+		t.Errorf("the image to go back to is gone: %v", err)
+	}
+	m.until("the release before runs", func() bool { return m.running()["web"] == "garden:1" })
+}
