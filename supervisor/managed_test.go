@@ -398,3 +398,51 @@ func TestAReleaseThatDoesNotBecomeHealthyIsUndoneWhenItsTimeIsUp(t *testing.T) {
 	}
 	m.until("the release before runs", func() bool { return m.running()["web"] == "garden:1" })
 }
+
+func TestANewDeviceStartsWithWhatCameWithTheMedium(t *testing.T) {
+	const apps = `{"config":{},"pinDevice":false,"apps":{"aaaa":{"id":1,"name":"garden","releases":{"c1":{"id":10,"services":{
+	 "web":{"id":1,"image_id":11,"image":"garden:1","environment":{},"labels":{},"composition":{}}}}}}}}`
+	for name, config := range map[string]string{"unmanaged": `{}`, "managed without a network": `{"apiEndpoint":"http://127.0.0.1:1","apiKey":"p","applicationId":5}`} {
+		t.Run(name, func(t *testing.T) {
+			dir, boot, preload := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "apps.json")
+			for path, text := range map[string]string{filepath.Join(boot, "config.json"): config, preload: apps} {
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cfg := supervisor.Config{Engine: newFake("garden:1"), Dir: dir, HostTmp: t.TempDir(), BootDir: boot, Preload: preload}
+			m := &managed{engine: cfg.Engine.(*fake), dir: dir, boot: boot}
+			m.device = startWith(t, cfg)
+			m.until("it runs", func() bool { return m.running()["web"] == "garden:1" })
+			m.stop()
+			left, _ := os.ReadFile(preload)
+			used, _ := os.ReadFile(preload + ".preloaded")
+			if string(left) != "{}\n" || string(used) != apps {
+				t.Errorf("apps.json = %q and .preloaded = %q, want {} and what it was", left, used)
+			}
+			writes := m.engine.Writes()
+			m.device = startWith(t, cfg)
+			m.global = m.stored().GlobalKey
+			m.until("it has settled again", func() bool {
+				_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+				return strings.Contains(body, `"appState":"applied"`)
+			})
+			if m.engine.Writes() != writes {
+				t.Errorf("the second start made %d changes, want none", m.engine.Writes()-writes)
+			}
+		})
+	}
+	t.Run("wrong", func(t *testing.T) {
+		preload := filepath.Join(t.TempDir(), "apps.json")
+		if err := os.WriteFile(preload, []byte(`{"apps":{"1":{"name":"old"}}}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d := startWith(t, supervisor.Config{Engine: newFake(), Dir: t.TempDir(), HostTmp: t.TempDir(), Preload: preload})
+		if got := d.status().Error; !strings.Contains(got, "apps.1 has no releases") {
+			t.Errorf("status has the error %q, want what is wrong with the file", got)
+		}
+		if _, err := os.Stat(preload + ".preloaded"); err == nil {
+			t.Error("a wrong file is taken for used")
+		}
+	})
+}

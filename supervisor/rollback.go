@@ -162,7 +162,8 @@ func (s *Supervisor) undo(t *trial, ailments []plan.Ailment) {
 
 // adoptAny takes up a target of whatever source.
 func (s *Supervisor) adoptAny(body []byte) error {
-	if s.localMode() {
+	var form struct{ Local json.RawMessage }
+	if json.Unmarshal(body, &form) == nil && form.Local != nil {
 		return s.adoptLocal(body)
 	}
 	return s.adoptCloud(body)

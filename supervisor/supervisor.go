@@ -71,6 +71,7 @@ type Config struct {
 	Listen       []string // host:port; nil for loopback and the supervisor's own network
 	HostTmp      string   // update locks; /tmp/balena-supervisor if empty
 	BootDir      string   // where config.json and device-type.json are, "" for neither
+	Preload      string   // apps.json, for a device that was never given a target; "" for none
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
 	SystemBus    string            // address of the system D-Bus; the usual one if empty
@@ -202,6 +203,11 @@ func (s *Supervisor) open() error {
 	if err := s.adoptStored(); err != nil {
 		// A newer program may be stricter. The containers go on as they are.
 		s.log.Error("the stored target state is not applied", "err", err)
+		s.problem = err.Error()
+	}
+	if err := s.preload(); err != nil {
+		s.log.Error("the applications that came with the medium do not start", "err", err)
+		s.hub.System("The applications that came with the medium do not start: " + err.Error())
 		s.problem = err.Error()
 	}
 	return nil

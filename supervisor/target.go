@@ -72,12 +72,10 @@ func (s *Supervisor) adoptStored() error {
 	case stored.Body == nil:
 		return nil
 	case s.undone() != "" && s.store.Good() != nil:
-		stored.Body = s.store.Good()
 		s.log.Warn("going on with the target before, for the last one did not work")
-		if s.managed() && stored.Source != state.SourceLocal {
-			return s.adoptCloud(stored.Body)
-		}
-		return s.adoptLocal(stored.Body)
+		return s.adoptAny(s.store.Good())
+	case stored.Source == state.SourcePreload:
+		return s.adoptCloud(stored.Body)
 	case !s.managed():
 		return s.adoptLocal(stored.Body)
 	case stored.Source == s.boot.APIEndpoint:

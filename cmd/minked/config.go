@@ -47,6 +47,7 @@ type config struct {
 	Engine         string   `json:"engine"`
 	SupListen      []string `json:"supervisor-listen"`
 	BootDir        string   `json:"boot-dir"`
+	Preload        string   `json:"preload"`
 	LED            string   `json:"led"`
 	Labels         []string `json:"labels"`
 	LogDriver      string   `json:"log-driver"`
@@ -97,6 +98,7 @@ func parse(args []string) (*config, error) {
 	f.StringVar(&c.Engine, "engine", c.Engine, "supervise another engine at this address (unix:///var/run/docker.sock) instead of running our own")
 	f.StringArrayVar(&c.SupListen, "supervisor-listen", c.SupListen, "host:port of the Supervisor API; may be repeated (default: loopback and the supervisor's own network)")
 	f.StringVar(&c.BootDir, "boot-dir", c.BootDir, "directory of config.json and device-type.json")
+	f.StringVar(&c.Preload, "preload", c.Preload, "file of the applications a new device starts with (default: apps.json in the data root)")
 	f.StringVar(&c.LED, "led", c.LED, "brightness file of the LED that shows which device this is")
 	f.StringArrayVar(&c.Labels, "label", c.Labels, "key=value label of this daemon, shown by docker info; may be repeated")
 	f.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "log driver of containers that name none")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -57,9 +58,11 @@ func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*superviso
 	}
 	return supervisor.New(supervisor.Config{
 		Engine: c, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
-		BootDir: cfg.BootDir, LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
+		BootDir: cfg.BootDir, Preload: cfg.preload(), LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
 	}), nil
 }
+
+func (c *config) preload() string { return cmp.Or(c.Preload, filepath.Join(c.DataRoot, "apps.json")) }
 
 func firstUnix(hosts []string) string {
 	for _, h := range hosts {

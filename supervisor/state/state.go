@@ -46,8 +46,11 @@ type Target struct {
 	Body    json.RawMessage `json:"body"`
 }
 
-// SourceLocal is the source of targets posted to this device.
-const SourceLocal = "local"
+// Sources that are no server.
+const (
+	SourceLocal   = "local"   // posted to this device
+	SourcePreload = "preload" // came with the medium
+)
 
 type device struct {
 	Version   int               `json:"version"`
