@@ -16,6 +16,7 @@ package compose
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,6 +59,7 @@ type Service struct {
 	Name        string
 	Image       string
 	Build       *Build
+	Built       string // ID of the image that Build gave; "" to take its name. Whoever builds sets it
 	Environment map[string]string
 	Labels      map[string]string
 	Composition map[string]any // the other compose keys
@@ -279,7 +281,7 @@ func (p *Project) app() map[string]any {
 		body["environment"], body["labels"], body["running"] = s.Environment, s.Labels, true
 		body["image"] = s.Image
 		if s.Build != nil {
-			body["image"] = LocalImage(s.Name)
+			body["image"] = cmp.Or(s.Built, LocalImage(s.Name))
 		}
 		services[fmt.Sprint(i+1)] = body
 	}

@@ -127,7 +127,7 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	steps := plan.Next(want, cur, facts)
 	look := never
 	if o == nil {
-		look = s.judge(want, cur)
+		look = s.judge(want, cur, steps)
 	}
 	if o != nil {
 		steps = slices.DeleteFunc(steps, func(st plan.Step) bool { return st.App != o.app && st.App != 0 })

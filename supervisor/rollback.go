@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,8 @@ const RollbackLabel = "io.minke.rollback-timeout"
 type trial struct {
 	body    []byte
 	limit   time.Duration
-	started time.Time // zero while something is downloaded
+	started time.Time // zero while something is downloaded, or a lock holds it
+	lost    bool      // it does not work, and there is nothing to go back to
 }
 
 func rollbackLimit(t model.Target) time.Duration {
@@ -78,17 +80,18 @@ func hashOf(body []byte) string {
 // judge watches a trial. A target that works until its time is up is the one to
 // go back to from then on; one that does not is undone. It says when to look
 // again.
-func (s *Supervisor) judge(want plan.Want, cur plan.Current) time.Duration {
+func (s *Supervisor) judge(want plan.Want, cur plan.Current, steps []plan.Step) time.Duration {
 	s.mu.Lock()
 	t := s.trial
-	if t == nil || want.Generation != s.want.Generation {
+	if t == nil || t.lost || want.Generation != s.want.Generation {
 		s.mu.Unlock()
 		return never
 	}
-	if len(s.fetching) > 0 || !allHere(want, cur) {
+	locked := slices.ContainsFunc(steps, func(st plan.Step) bool { return st.Kind == plan.TakeLock })
+	if locked || len(s.fetching) > 0 || !allHere(want, cur) {
 		t.started = time.Time{}
 		s.mu.Unlock()
-		return never // the end of a download is news
+		return never // the end of a download is news, and a lock is tried again
 	}
 	if t.started.IsZero() {
 		t.started = time.Now()
@@ -96,7 +99,7 @@ func (s *Supervisor) judge(want plan.Want, cur plan.Current) time.Duration {
 	left := t.limit - time.Since(t.started)
 	s.mu.Unlock()
 
-	ailments := plan.Judge(want, cur)
+	ailments := plan.Judge(want, cur, steps)
 	hopeless := false
 	for _, a := range ailments {
 		hopeless = hopeless || a.Hopeless
@@ -135,7 +138,6 @@ func (s *Supervisor) endTrial(t *trial) {
 // undo goes back to the last target that worked. The one that did not is not
 // tried again until there is another.
 func (s *Supervisor) undo(t *trial, ailments []plan.Ailment) {
-	s.endTrial(t)
 	var why []string
 	for _, a := range ailments {
 		why = append(why, a.String())
@@ -145,8 +147,12 @@ func (s *Supervisor) undo(t *trial, ailments []plan.Ailment) {
 	if good == nil || hashOf(good) == hashOf(t.body) {
 		s.log.Error("the new target does not work, and there is none to go back to", "reason", reason)
 		s.hub.System("The new release does not work, and there is none to go back to: " + reason)
+		s.mu.Lock()
+		t.lost = true
+		s.mu.Unlock()
 		return
 	}
+	s.endTrial(t)
 	if err := s.store.SetRejected(hashOf(t.body), reason); err != nil {
 		s.log.Error("remember the target that does not work", "err", err)
 		return

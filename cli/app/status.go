@@ -40,8 +40,11 @@ func status(ctx context.Context, s *connect.Session) error {
 		}
 		fmt.Fprintf(s.Out, "%-*s  %-12s  %s\n", width, name, id, show.word(st, name))
 	}
-	if st.AppState != "applied" {
+	switch {
+	case st.AppState != "applied":
 		fmt.Fprintf(s.Out, "\nThe supervisor is still at work%s.\n", because(st))
+	case st.Error != "":
+		fmt.Fprintf(s.Out, "\nThe supervisor says: %s.\n", st.Error)
 	}
 	return nil
 }

@@ -111,7 +111,7 @@ func (o upOptions) images(ctx context.Context, s *connect.Session, p *compose.Pr
 		return err
 	}
 	defer engine.Close()
-	for _, svc := range p.Services {
+	for i, svc := range p.Services {
 		if svc.Build == nil {
 			if err := o.fetch(ctx, s, engine, svc); err != nil {
 				return fmt.Errorf("image %s of service %s: %w", svc.Image, svc.Name, err)
@@ -124,6 +124,11 @@ func (o upOptions) images(ctx context.Context, s *connect.Session, p *compose.Pr
 			}
 			return fmt.Errorf("build %s: %w", svc.Name, err)
 		}
+		built, err := engine.ImageInspect(ctx, compose.LocalImage(svc.Name))
+		if err != nil {
+			return fmt.Errorf("build %s: %w", svc.Name, err)
+		}
+		p.Services[i].Built = built.ID
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/minke-os/minke/supervisor/model"
 )
@@ -16,15 +17,22 @@ type Ailment struct {
 	Hopeless bool
 }
 
-func (a Ailment) String() string { return a.Service + " " + a.Why }
+func (a Ailment) String() string { return strings.TrimSpace(a.Service + " " + a.Why) }
 
 // crashes are so many ends, one after the other, after which a program counts
 // as one that keeps crashing.
 const crashes = 3
 
-// Judge says what ails the services that should run. Next being without steps
-// means that they are what was asked for; this, whether they work.
-func Judge(want Want, cur Current) (out []Ailment) {
+// Judge says what ails the services that should run, given the steps that are
+// left. No steps mean that they are what was asked for; this, whether they work.
+// While an application's containers are still to be changed, none is hopeless:
+// they may be those of the release before.
+func Judge(want Want, cur Current, left []Step) (out []Ailment) {
+	changing := map[model.AppID]bool{}
+	for _, st := range left {
+		changing[st.App] = changing[st.App] || st.Kind != Wait
+		out = append(out, Ailment{st.App, st.Service, "is not done: " + st.String(), false})
+	}
 	newest := map[string]Container{}
 	for _, c := range cur.Containers { // by creation
 		if !c.Old() {
@@ -43,7 +51,7 @@ func Judge(want Want, cur Current) (out []Ailment) {
 				continue
 			}
 			if why, hopeless := ails(c); why != "" {
-				out = append(out, Ailment{app.ID, spec.Service, why, hopeless})
+				out = append(out, Ailment{app.ID, spec.Service, why, hopeless && !changing[app.ID]})
 			}
 		}
 	}

@@ -30,12 +30,18 @@ func TestJudge(t *testing.T) {
 			for i := range tc.c {
 				tc.c[i].App, tc.c[i].Service = 1, "web"
 			}
-			got := Judge(want, Current{Containers: tc.c})
+			got := Judge(want, Current{Containers: tc.c}, nil)
 			switch {
 			case tc.ailment == "" && len(got) == 0:
 			case len(got) != 1 || got[0].String() != tc.ailment || got[0].Hopeless != tc.hopeless:
 				t.Errorf("Judge = %v, want %q, hopeless %v", got, tc.ailment, tc.hopeless)
 			}
 		})
+	}
+	before := Current{Containers: []Container{{App: 1, Service: "web", State: "restarting", Restarts: 9}}}
+	for _, a := range Judge(want, before, []Step{{Kind: Kill, App: 1, Service: "web"}}) {
+		if a.Hopeless {
+			t.Errorf("a container that is to be replaced makes %v hopeless", a)
+		}
 	}
 }
