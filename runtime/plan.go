@@ -13,19 +13,30 @@ import (
 )
 
 // plan divides the OCI configuration into what the monitor does and what
-// happens in the container.
-func (m *Monitor) plan(c Container) (launch *wire.Launch, config any, warnings []string, err error) {
+// happens in the container, which is in the first file. The others are as
+// wire.Launch.User says.
+func (m *Monitor) plan(c Container) (launch *wire.Launch, files []*os.File, warnings []string, err error) {
+	var config any
 	if c.Foreign != nil {
 		launch, config, err = c.foreign()
 	} else {
-		launch, config, warnings, err = m.divide(c)
+		var cfg *boot.Config
+		if launch, cfg, warnings, err = m.divide(c); err == nil {
+			files, err = plan.Files(c.Spec, cfg)
+		}
+		config = cfg
 	}
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	launch.Stdin, launch.StdinOnce = c.Stdin, c.StdinOnce
 	launch.Log = wire.Log(c.Log)
-	return launch, config, warnings, nil
+	file, err := plan.ConfigFile(config)
+	if err != nil {
+		closeFiles(files)
+		return nil, nil, nil, err
+	}
+	return launch, append([]*os.File{file}, files...), warnings, nil
 }
 
 // foreign is the plan where another runtime does everything.

@@ -53,7 +53,7 @@ type cloneArgs struct {
 
 // Start makes a child. It does not wait for the calls.
 func Start(o Options, calls []Call) (*Child, error) {
-	r, w, err := os.Pipe() // closed by exec
+	r, w, err := statusPipe()
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +72,24 @@ func Start(o Options, calls []Call) (*Child, error) {
 		return nil, os.NewSyscallError("clone", e)
 	}
 	return &Child{int(pid), r}, nil
+}
+
+// High is above all descriptors that a child may make for its program.
+const High = 512
+
+// statusPipe is closed by exec. Its end in the child is out of the way.
+func statusPipe() (r, w *os.File, err error) {
+	r, low, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer low.Close()
+	fd, err := unix.FcntlInt(low.Fd(), unix.F_DUPFD_CLOEXEC, High)
+	if err != nil {
+		r.Close()
+		return nil, nil, os.NewSyscallError("dup", err)
+	}
+	return r, os.NewFile(uintptr(fd), "status"), nil
 }
 
 // Wait returns when the child became a program or has ended. The error is that

@@ -65,6 +65,10 @@ type Config struct {
 	NoPivot     bool                    `json:"noPivot,omitempty"`     // where pivot_root cannot work: the root is moved over the old one
 	PreserveFDs int                     `json:"preserveFDs,omitempty"` // so many descriptors after ours become the program's from 3 on
 
+	// Given are mounts that were made for the init, which cannot make them in
+	// a user namespace of its own; see Prepare.
+	Given Given `json:"given,omitzero"`
+
 	// Hooks are those that run in the container. With BeforePivot the process
 	// says when the root is built, and waits for a word, so that others can
 	// run then.
@@ -78,7 +82,7 @@ type Config struct {
 // A Word lets the process go on: the first one when it is in its cgroup, the
 // second one to start the program.
 type Word struct {
-	Seccomp string       `json:"seccomp,omitempty"` // with the first: file of a compiled filter
+	Seccomp bool         `json:"seccomp,omitempty"` // with the first: a compiled filter is sent along
 	Report  bool         `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
 	Listen  bool         `json:"listen,omitempty"`  // instead of starting: further words come on connections to the socket sent along
 	State   *specs.State `json:"state,omitempty"`   // for hooks
@@ -133,13 +137,13 @@ func (l *life) run(prepare func(*Config) (*program, error)) error {
 	if err != nil {
 		return fmt.Errorf("read the boot configuration: %w", err)
 	}
-	word, _, err := awaitWord(l.conn)
+	word, files, err := awaitWord(l.conn)
 	if err != nil {
 		return err
 	}
 	l.state = word.State
-	if word.Seccomp != "" { // while the host's files can be seen
-		if cfg.filter, err = os.ReadFile(word.Seccomp); err != nil {
+	if word.Seccomp && len(files) == 1 {
+		if cfg.filter, err = readAll(files[0]); err != nil {
 			return fmt.Errorf("read the seccomp filter: %w", err)
 		}
 	}
@@ -234,15 +238,36 @@ func awaitWord(conn *wire.Conn) (w Word, files []*os.File, err error) {
 	return w, files, nil
 }
 
-func readConfig() (*Config, error) {
-	f := os.NewFile(ConfigFD, "config")
+// SendFirst is the first word, with the compiled filter of that file, if there
+// is one.
+func SendFirst(conn *wire.Conn, filter string, state *specs.State) error {
+	if filter == "" {
+		return conn.Send(Word{State: state})
+	}
+	f, err := os.Open(filter)
+	if err != nil {
+		return fmt.Errorf("open the seccomp filter: %w", err)
+	}
+	defer f.Close()
+	return conn.Send(Word{Seccomp: true, State: state}, int(f.Fd()))
+}
+
+// readAll reads from the beginning and closes the file, whose offset is shared
+// with others.
+func readAll(f *os.File) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	data := make([]byte, fi.Size())
-	if _, err := f.ReadAt(data, 0); err != nil {
+	_, err = f.ReadAt(data, 0)
+	return data, err
+}
+
+func readConfig() (*Config, error) {
+	data, err := readAll(os.NewFile(ConfigFD, "config"))
+	if err != nil {
 		return nil, err
 	}
 	var cfg Config

@@ -78,7 +78,12 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		}
 		return c.launched(p, req, pid, pollable(fd, "pidfd"), tty, ours)
 	}
-	child, err := c.clone(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd)})
+	spawned := spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd), User: -1}
+	if c.launch.User != nil {
+		theirs.give(c.launch.User)
+		spawned.User = rawFD(c.pidfd)
+	}
+	child, err := c.clone(spawned)
 	if err != nil {
 		ours.close()
 		return 0, nil, nil, err

@@ -18,7 +18,7 @@ type Op string
 const (
 	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
 	Shutdown Op = "shutdown" // end the monitor
-	Create   Op = "create"   // Launch; descriptor: the boot configuration
+	Create   Op = "create"   // Launch; descriptors: the boot configuration, and those of Launch.User
 	Start    Op = "start"
 	Kill     Op = "kill" // Signal, All
 	Wait     Op = "wait"
@@ -84,11 +84,27 @@ type Launch struct {
 
 	Foreign *Foreign `json:"foreign,omitempty"`
 
+	// User is set in a container with a user namespace. Then the descriptor
+	// after the configuration's is that namespace, and those after it are the
+	// first process's.
+	User *User `json:"user,omitempty"`
+
+	// Limits are set by the monitor: in a user namespace a process may not
+	// raise its own.
+	Limits []specs.POSIXRlimit `json:"limits,omitempty"`
+
 	Namespaces  []specs.LinuxNamespace           `json:"ns,omitempty"`
 	CgroupsPath string                           `json:"cgroup,omitempty"`
 	Resources   *specs.LinuxResources            `json:"resources,omitempty"`
 	TimeOffsets map[string]specs.LinuxTimeOffset `json:"time,omitempty"`
 	Seccomp     string                           `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
+}
+
+// A User is user 0 of a user namespace.
+type User struct {
+	UID int    `json:"uid"` // on the host
+	GID int    `json:"gid"`
+	Dir string `json:"dir"` // where the first process starts: the mount point of its root, for it may not be able to find it itself
 }
 
 // A Foreign is another OCI runtime that makes the container. Then the
