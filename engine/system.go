@@ -43,6 +43,9 @@ func (e *Engine) Info() (system.Info, error) {
 		info.CgroupVersion = "2"
 		info.SecurityOptions = append(info.SecurityOptions, "name=cgroupns")
 	}
+	if e.users != nil {
+		info.SecurityOptions = append(info.SecurityOptions, "name=userns")
+	}
 	for _, c := range e.all() {
 		info.Containers++
 		switch r := c.snapshot(); {

@@ -88,7 +88,7 @@ func checkHost(h *container.HostConfig) error {
 		return errdef.Invalid.Errorf("--storage-opt is not supported: a container's disk space is not limited; put what grows on a volume")
 	}
 	if h.UsernsMode != "" && !h.UsernsMode.IsHost() {
-		return errdef.Invalid.Errorf("invalid user namespace mode %q: minke has only the host's", h.UsernsMode)
+		return errdef.Invalid.Errorf("invalid user namespace mode %q: want host or nothing", h.UsernsMode)
 	}
 	for _, entry := range h.ExtraHosts {
 		if name, addr, ok := strings.Cut(strings.Replace(entry, "=", ":", 1), ":"); !ok || name == "" || addr == "" {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -122,6 +123,10 @@ func TestUserNamespaceExec(t *testing.T) {
 	b := newBox(t)
 	needMappedMounts(b)
 	c := b.mapped("sleep", "1000")
+	c.Spec.Hostname = ""
+	for _, shared := range []specs.LinuxNamespaceType{specs.CgroupNamespace, specs.UTSNamespace} {
+		c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == shared })
+	}
 	b.start(c)
 	exec := func(p *specs.Process, terminal bool) string {
 		t.Helper()

@@ -48,6 +48,7 @@ type config struct {
 	SupListen      []string `json:"supervisor-listen"`
 	BootDir        string   `json:"boot-dir"`
 	Labels         []string `json:"labels"`
+	UserRemap      string   `json:"userns-remap"`
 	LogDriver      string   `json:"log-driver"`
 	LogOpts        options  `json:"log-opts"`
 	// LiveRestore is always so; it is here for files that were written for dockerd.
@@ -97,6 +98,7 @@ func parse(args []string) (*config, error) {
 	f.StringArrayVar(&c.SupListen, "supervisor-listen", c.SupListen, "host:port of the Supervisor API; may be repeated (default: loopback and the supervisor's own network)")
 	f.StringVar(&c.BootDir, "boot-dir", c.BootDir, "directory of config.json and device-type.json")
 	f.StringArrayVar(&c.Labels, "label", c.Labels, "key=value label of this daemon, shown by docker info; may be repeated")
+	f.StringVar(&c.UserRemap, "userns-remap", c.UserRemap, "give containers users of their own: user[:group] whose subordinate IDs they get, or default")
 	f.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "log driver of containers that name none")
 	f.Var(&c.LogOpts, "log-opt", "key=value option of that driver; may be repeated")
 	f.BoolVar(&c.LiveRestore, "live-restore", c.LiveRestore, "accepted: containers always outlive this process")

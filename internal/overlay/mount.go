@@ -31,14 +31,13 @@ func (m Mount) mountAsString() (mount *os.File, err error) {
 // OpenMapped is Open with every layer mounted so that IDs on disk are mapped as
 // the user namespace maps them: what user 0 of it writes is user 0's on disk.
 // The overlay itself cannot be mounted like that; its layers can since Linux
-// 5.19. Root is what user and group 0 of the namespace are on the host: the
-// kernel makes the overlay's own files as whoever mounts it, who must be in the
-// mapping, too.
-func (m Mount) OpenMapped(ns *os.File, root [2]int) (mount *os.File, err error) {
+// 5.19. The kernel makes the overlay's own files as whoever mounts it, who must be in
+// the mapping, too: its user 0.
+func (m Mount) OpenMapped(ns *os.File, ids userns.Mapping) (mount *os.File, err error) {
 	if len(m.Lower) == 0 {
 		return nil, errors.New("overlay mount: no lower directory")
 	}
-	err = thread.Run(func() error {
+	err = ids.AsRoot(func() error {
 		if err := separate(); err != nil {
 			return err
 		}
@@ -46,9 +45,6 @@ func (m Mount) OpenMapped(ns *os.File, root [2]int) (mount *os.File, err error) 
 			if err := mapOver(dir, ns); err != nil {
 				return fmt.Errorf("%s: %w", dir, err)
 			}
-		}
-		if err := becomeFSUser(root); err != nil {
-			return err
 		}
 		if mount, err = m.open(); errors.Is(err, unix.EINVAL) {
 			mount, err = m.mountHere()
@@ -82,23 +78,6 @@ func mapOver(dir string, ns *os.File) error {
 		return err
 	}
 	return os.NewSyscallError("move_mount", unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH))
-}
-
-// becomeFSUser makes this thread that user for file systems, with all of its
-// capabilities.
-func becomeFSUser(id [2]int) error {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var caps [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &caps[0]); err != nil {
-		return os.NewSyscallError("capget", err)
-	}
-	if err := unix.Setfsgid(id[1]); err != nil {
-		return os.NewSyscallError("setfsgid", err)
-	}
-	if err := unix.Setfsuid(id[0]); err != nil {
-		return os.NewSyscallError("setfsuid", err)
-	}
-	return os.NewSyscallError("capset", unix.Capset(&hdr, &caps[0]))
 }
 
 // separate gives the thread mounts of its own.

@@ -68,7 +68,8 @@ func TestMappedLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 300000, Size: 65536}}
-	ns, err := userns.New(userns.Mapping{UIDs: ids, GIDs: ids})
+	mapping := userns.Mapping{UIDs: ids, GIDs: ids}
+	ns, err := userns.New(mapping)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func TestMappedLayers(t *testing.T) {
 		t.Skip("the file system here cannot be mounted with mapped IDs")
 	}
 	m := Mount{Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "c/upper"), Work: filepath.Join(dir, "c/work")}
-	f, err := m.OpenMapped(ns, [2]int{300000, 300000})
+	f, err := m.OpenMapped(ns, mapping)
 	if err != nil {
 		t.Fatal(err)
 	}

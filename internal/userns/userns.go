@@ -9,7 +9,9 @@ package userns
 
 import (
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -17,10 +19,13 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/fork"
+	"github.com/minke-os/minke/internal/thread"
 )
 
-// A Mapping is of users and groups.
+// A Mapping is of users and groups. The zero value is the host's own namespace,
+// where everybody is who he is.
 type Mapping struct {
 	UIDs, GIDs []specs.LinuxIDMapping
 }
@@ -28,6 +33,9 @@ type Mapping struct {
 // Host is what the container's user and group are on the host; false if one of
 // them is nobody there.
 func (m Mapping) Host(uid, gid uint32) (hostUID, hostGID uint32, ok bool) {
+	if m.isHost() {
+		return uid, gid, true
+	}
 	u, okU := translate(m.UIDs, uid, true)
 	g, okG := translate(m.GIDs, gid, true)
 	return u, g, okU && okG
@@ -36,6 +44,9 @@ func (m Mapping) Host(uid, gid uint32) (hostUID, hostGID uint32, ok bool) {
 // Container is the reverse of Host. What is not mapped is the kernel's overflow
 // ID, 65534, as a process in the container sees it.
 func (m Mapping) Container(uid, gid uint32) (uint32, uint32) {
+	if m.isHost() {
+		return uid, gid
+	}
 	u, ok := translate(m.UIDs, uid, false)
 	if !ok {
 		u = overflowID
@@ -48,6 +59,8 @@ func (m Mapping) Container(uid, gid uint32) (uint32, uint32) {
 }
 
 const overflowID = 65534
+
+func (m Mapping) isHost() bool { return len(m.UIDs)+len(m.GIDs) == 0 }
 
 func translate(list []specs.LinuxIDMapping, id uint32, toHost bool) (uint32, bool) {
 	for _, m := range list {
@@ -68,6 +81,10 @@ func Of(pid int) (m Mapping, err error) {
 		return m, err
 	}
 	m.GIDs, err = readMap(pid, "gid_map")
+	all := specs.LinuxIDMapping{Size: math.MaxUint32}
+	if err == nil && slices.Equal(m.UIDs, []specs.LinuxIDMapping{all}) && slices.Equal(m.GIDs, m.UIDs) {
+		return Mapping{}, nil
+	}
 	return m, err
 }
 
@@ -151,4 +168,38 @@ func CanMap(path string, ns *os.File) bool {
 	}
 	defer unix.Close(fd)
 	return MapMount(fd, ns, false) == nil
+}
+
+// AsRoot runs f on a thread that is user and group 0 of the mapping for file
+// systems, with all of our capabilities: on mounts that map IDs only somebody
+// who is mapped can make files.
+func (m Mapping) AsRoot(f func() error) error {
+	if m.isHost() {
+		return f()
+	}
+	uid, gid, ok := m.Host(0, 0)
+	if !ok {
+		return errdef.Invalid.Errorf("the mapping has no user 0 or no group 0")
+	}
+	return thread.Run(func() error {
+		if err := become(int(uid), int(gid)); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+func become(uid, gid int) error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &caps[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	if err := unix.Setfsgid(gid); err != nil {
+		return os.NewSyscallError("setfsgid", err)
+	}
+	if err := unix.Setfsuid(uid); err != nil {
+		return os.NewSyscallError("setfsuid", err)
+	}
+	return os.NewSyscallError("capset", unix.Capset(&hdr, &caps[0]))
 }

@@ -30,6 +30,19 @@ func TestTranslation(t *testing.T) {
 	}
 }
 
+func TestOurOwnMapping(t *testing.T) {
+	m, err := Of(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, g, ok := m.Host(5, 6); !ok || u != 5 || g != 6 {
+		t.Skip("these tests run in a user namespace")
+	}
+	if u, g := m.Container(7, 8); u != 7 || g != 8 {
+		t.Errorf("Container(7, 8) = %d, %d; want them as they are", u, g)
+	}
+}
+
 func TestNamespaceMapsAMount(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir := testenv.DiskDir(t)

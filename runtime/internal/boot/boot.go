@@ -76,6 +76,7 @@ type Config struct {
 	BeforePivot bool  `json:"beforePivot,omitempty"`
 
 	filter []byte       // seccomp
+	enter  int          // flags of the container's namespaces
 	built  func() error // what happens between building the root and entering it
 }
 
@@ -83,6 +84,7 @@ type Config struct {
 // second one to start the program.
 type Word struct {
 	Seccomp bool         `json:"seccomp,omitempty"` // with the first: a compiled filter is sent along
+	Join    int          `json:"join,omitempty"`    // with the first, to a further process: flags of the namespaces to enter
 	Report  bool         `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
 	Listen  bool         `json:"listen,omitempty"`  // instead of starting: further words come on connections to the socket sent along
 	State   *specs.State `json:"state,omitempty"`   // for hooks
@@ -141,7 +143,7 @@ func (l *life) run(prepare func(*Config) (*program, error)) error {
 	if err != nil {
 		return err
 	}
-	l.state = word.State
+	l.state, cfg.enter = word.State, word.Join
 	if word.Seccomp && len(files) == 1 {
 		if cfg.filter, err = readAll(files[0]); err != nil {
 			return fmt.Errorf("read the seccomp filter: %w", err)
@@ -238,18 +240,26 @@ func awaitWord(conn *wire.Conn) (w Word, files []*os.File, err error) {
 	return w, files, nil
 }
 
-// SendFirst is the first word, with the compiled filter of that file, if there
-// is one.
-func SendFirst(conn *wire.Conn, filter string, state *specs.State) error {
+// SendFirst sends the first word to a process of the container that l describes,
+// with the compiled filter.
+func SendFirst(conn *wire.Conn, l *wire.Launch, state *specs.State) error {
+	word := Word{State: state}
+	for _, ns := range l.Namespaces {
+		if flag, err := NamespaceFlag(ns.Type); err == nil {
+			word.Join |= int(flag)
+		}
+	}
+	filter := l.Seccomp
 	if filter == "" {
-		return conn.Send(Word{State: state})
+		return conn.Send(word)
 	}
 	f, err := os.Open(filter)
 	if err != nil {
 		return fmt.Errorf("open the seccomp filter: %w", err)
 	}
 	defer f.Close()
-	return conn.Send(Word{Seccomp: true, State: state}, int(f.Fd()))
+	word.Seccomp = true
+	return conn.Send(word, int(f.Fd()))
 }
 
 // readAll reads from the beginning and closes the file, whose offset is shared

@@ -78,15 +78,9 @@ func Prepare(cfg *Config, user *User) (files []*os.File, err error) {
 	return files, nil
 }
 
-// root is user 0 on the host.
-func (u *User) root() [2]int {
-	uid, gid, _ := u.Mapping.Host(0, 0) // the plan has looked
-	return [2]int{int(uid), int(gid)}
-}
-
 func (u *User) openRoot(cfg *Config) (*os.File, error) {
 	if cfg.Rootfs != nil {
-		return cfg.Rootfs.OpenMapped(u.NS, u.root())
+		return cfg.Rootfs.OpenMapped(u.NS, u.Mapping)
 	}
 	f, err := detachedRoot(cfg)
 	if err != nil {
@@ -168,7 +162,7 @@ func (u *User) openMapped(m specs.Mount, p mountPlan) (int, error) {
 
 // openOverlay makes a mount whose options are those of an overlay.Mount.
 func (u *User) openOverlay(m specs.Mount, p mountPlan) (int, error) {
-	f, err := overlay.Parse(m.Options).OpenMapped(u.NS, u.root())
+	f, err := overlay.Parse(m.Options).OpenMapped(u.NS, u.Mapping)
 	if err != nil {
 		return -1, fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
@@ -182,8 +176,8 @@ func (u *User) openOverlay(m specs.Mount, p mountPlan) (int, error) {
 // openDev makes /dev with its nodes, which nobody can make in a user namespace.
 // They get the owners that they are asked to have, in the container's words.
 func (u *User) openDev(cfg *Config, p mountPlan) (int, error) {
-	root := u.root()
-	p.data = append(p.data, [2]string{"uid", fmt.Sprint(root[0])}, [2]string{"gid", fmt.Sprint(root[1])})
+	rootUID, rootGID, _ := u.Mapping.Host(0, 0) // the plan has looked
+	p.data = append(p.data, [2]string{"uid", fmt.Sprint(rootUID)}, [2]string{"gid", fmt.Sprint(rootGID)})
 	fd, err := p.openFS()
 	if err != nil {
 		return -1, err
@@ -197,7 +191,7 @@ func (u *User) openDev(cfg *Config, p mountPlan) (int, error) {
 		}
 		uid, gid, ok := u.Mapping.Host(uint32(owner(d.UID)), uint32(owner(d.GID)))
 		if !ok { // as good as nobody's
-			uid, gid = uint32(root[0]), uint32(root[1])
+			uid, gid = rootUID, rootGID
 		}
 		d.UID, d.GID = &uid, &gid
 		if err := makeDevice(dev, "/"+name, d); err != nil {

@@ -209,7 +209,7 @@ func (c *container) admit(l *wire.Launch, child spawn.Child) error {
 	if err := boot.SetRlimits(child.Pid, l.Limits); err != nil {
 		return err
 	}
-	return boot.SendFirst(child.Conn, c.launch.Seccomp, nil)
+	return boot.SendFirst(child.Conn, c.launch, nil)
 }
 
 func (c *container) openLog() (err error) {

@@ -175,7 +175,7 @@ func refuse(id string, s *specs.Spec) error {
 		what = "moving network devices"
 	}
 	if _, ok := userNamespace(s); ok {
-		if _, _, ok := mapping(s).Host(0, 0); !ok {
+		if _, _, mapped := mapping(s).Host(0, 0); !mapped || len(s.Linux.UIDMappings) == 0 {
 			return errdef.Invalid.Errorf("container %s: its user namespace has no user 0 or no group 0; say in uidMappings and gidMappings who they are, also for a namespace that is joined", id)
 		}
 	}

@@ -151,7 +151,7 @@ func closeAll(files []*os.File) {
 func (c *Container) raise(child spawn.Child) (tty *os.File, err error) {
 	state := c.State()
 	state.Status, state.Pid = specs.StateCreating, c.Pid
-	if err := boot.SendFirst(child.Conn, c.Launch.Seccomp, &state); err != nil {
+	if err := boot.SendFirst(child.Conn, c.Launch, &state); err != nil {
 		return nil, fmt.Errorf("the container's init ended before it was ready: %w", err)
 	}
 	for ready := false; !ready; {
@@ -317,7 +317,7 @@ func (c *Container) Exec(p *specs.Process, o Options) (pid int, tty *os.File, er
 
 // join takes a further process all the way to its program.
 func (c *Container) join(child spawn.Child) (tty *os.File, err error) {
-	if err := boot.SendFirst(child.Conn, c.Launch.Seccomp, nil); err != nil {
+	if err := boot.SendFirst(child.Conn, c.Launch, nil); err != nil {
 		return nil, err
 	}
 	var r boot.Report
