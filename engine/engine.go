@@ -60,6 +60,8 @@ type Config struct {
 
 	UserRemap string // whose subordinate IDs containers get, see ParseUserRemap; "": the host's own
 
+	CDIDirs []string // of device specifications; nil: the usual ones
+
 	Bridge string       // name of the default bridge
 	BIP    netip.Prefix // its address
 

@@ -156,6 +156,11 @@ func (e *Engine) replug(r *record, have, want []device.Node, rest []container.De
 	for _, n := range want {
 		rules = append(rules, deviceRule(n))
 	}
+	requested, err := e.requestedRules(r.Host.DeviceRequests)
+	if err != nil {
+		return err
+	}
+	rules = append(rules, requested...)
 	if err := e.rt.Update(e.ctx, r.ID, &specs.LinuxResources{Devices: rules}); err != nil {
 		return err
 	}

@@ -129,6 +129,9 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err != nil {
 		return 0, err
 	}
+	if err := e.giveDevices(config, r.Host.DeviceRequests); err != nil {
+		return 0, err
+	}
 	log, err := e.logTarget(ctx, r)
 	if err != nil {
 		return 0, err

@@ -80,10 +80,6 @@ func blockWeights() bool {
 // checkHost refuses settings that would be ignored in silence, to the harm of
 // the application.
 func checkHost(h *container.HostConfig) error {
-	if len(h.DeviceRequests) > 0 {
-		d := h.DeviceRequests[0]
-		return errdef.Invalid.Errorf("could not select device driver %q with capabilities: %v; name the device with --device", d.Driver, d.Capabilities)
-	}
 	if len(h.StorageOpt) > 0 {
 		return errdef.Invalid.Errorf("--storage-opt is not supported: a container's disk space is not limited; put what grows on a volume")
 	}

@@ -22,6 +22,7 @@ package boot
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -170,8 +171,12 @@ func (l *life) built(cfg *Config) error {
 		if err := l.conn.Send(Report{Built: true}); err != nil {
 			return err
 		}
-		if _, _, err := awaitWord(l.conn); err != nil {
+		word, _, err := awaitWord(l.conn)
+		if err != nil {
 			return err
+		}
+		if word.Report { // it does not know
+			return errors.New("the monitor died while hooks ran")
 		}
 	}
 	return cfg.Hooks.CreateContainer.run(l.state, specs.StateCreating)

@@ -209,7 +209,7 @@ func (c *container) admit(l *wire.Launch, child spawn.Child) error {
 	if err := boot.SetRlimits(child.Pid, l.Limits); err != nil {
 		return err
 	}
-	return boot.SendFirst(child.Conn, c.launch, nil)
+	return boot.SendFirst(child.Conn, c.launch, c.hookState(child.Pid))
 }
 
 func (c *container) openLog() (err error) {
@@ -237,6 +237,14 @@ func (c *container) awaitBoot() {
 	defer close(c.booted)
 	var r boot.Report
 	files, err := c.conn.Recv(&r)
+	if err == nil && r.Built {
+		if c.bootErr = c.runHooks(); c.bootErr != nil {
+			unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+			return
+		}
+		r = boot.Report{}
+		files, err = c.conn.Recv(&r)
+	}
 	if err != nil {
 		c.bootErr = errors.New("the container's init ended before it was ready")
 		return
@@ -246,6 +254,27 @@ func (c *container) awaitBoot() {
 		return
 	}
 	c.useTerminal(files[0])
+}
+
+// hookState is what hooks are told, nil where there are none.
+func (c *container) hookState(pid int) *specs.State {
+	if c.launch.Hooks == nil {
+		return nil
+	}
+	s := c.launch.Hooks.State
+	s.Pid, s.Status = pid, specs.StateCreating
+	return &s
+}
+
+// runHooks runs those that see the host, while the init waits before it enters
+// the root.
+func (c *container) runHooks() error {
+	if h := c.launch.Hooks; h != nil {
+		if err := boot.HookList(h.List).Run(c.hookState(c.pid), c.m.children.run); err != nil {
+			return err
+		}
+	}
+	return c.conn.Send(boot.Word{})
 }
 
 func (c *container) useTerminal(f *os.File) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -188,10 +189,10 @@ func (c *Container) raise(child spawn.Child) (tty *os.File, err error) {
 }
 
 func (c *Container) hooksBeforePivot(state *specs.State) error {
-	if err := hookList(c.Hooks.Prestart).Run(state); err != nil {
+	if err := hookList(c.Hooks.Prestart).Run(state, (*exec.Cmd).Run); err != nil {
 		return err
 	}
-	return hookList(c.Hooks.CreateRuntime).Run(state)
+	return hookList(c.Hooks.CreateRuntime).Run(state, (*exec.Cmd).Run)
 }
 
 // listen makes the socket on which the init waits. Addresses of sockets are
@@ -251,7 +252,7 @@ func (c *Container) Start() error {
 		return nil
 	}
 	state.Status = specs.StateRunning
-	if err := hookList(c.Hooks.Poststart).Run(&state); err != nil {
+	if err := hookList(c.Hooks.Poststart).Run(&state, (*exec.Cmd).Run); err != nil {
 		c.Kill(unix.SIGKILL, true)
 		return err
 	}

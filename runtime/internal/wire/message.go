@@ -89,6 +89,9 @@ type Launch struct {
 	// first process's.
 	User *User `json:"user,omitempty"`
 
+	// Hooks run before the root is entered, if set; then the init waits for it.
+	Hooks *Hooks `json:"hooks,omitempty"`
+
 	// Limits are set by the monitor: in a user namespace a process may not
 	// raise its own.
 	Limits []specs.POSIXRlimit `json:"limits,omitempty"`
@@ -105,6 +108,12 @@ type User struct {
 	UID int    `json:"uid"` // on the host
 	GID int    `json:"gid"`
 	Dir string `json:"dir"` // where the first process starts: the mount point of its root, for it may not be able to find it itself
+}
+
+// Hooks are those that the monitor runs, and what all of a container are told.
+type Hooks struct {
+	List  []specs.Hook `json:"list,omitempty"`
+	State specs.State  `json:"state"` // without the process ID
 }
 
 // A Foreign is another OCI runtime that makes the container. Then the
