@@ -347,7 +347,7 @@ func (c *container) awaitCode() int {
 		return c.exit.Code
 	}
 	if c.adopted != nil {
-		return c.awaitAdopted()
+		return awaitAdopted(c.pidfd, c.adopted)
 	}
 	code, err := reap.Wait(c.pidfd)
 	c.m.children.forget(c.pid)

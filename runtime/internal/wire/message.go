@@ -37,8 +37,9 @@ const (
 	CloseStdin Op = "closestdin"
 	Detach     Op = "detach"
 
-	// After a monitor died: a container's Handles; the exit Code of one that
-	// became the client's child; and that no more handles will come.
+	// After a monitor died: Handles of a container, or of a further process of
+	// one, which comes after it; the exit Code of one that became the client's
+	// child; and that no more handles will come.
 	Adopt  Op = "adopt"
 	Exited Op = "exited"
 	Settle Op = "settle"
@@ -188,13 +189,14 @@ type State struct {
 type Event struct {
 	Kind    string   `json:"kind"` // see the constants
 	ID      string   `json:"id"`
+	ExecID  string   `json:"exec,omitempty"` // of handles and gone: it is of this process
 	Handles []string `json:"handles,omitempty"`
 }
 
 const (
 	EventHandles = "handles" // descriptors to keep for the next monitor
 	EventStdin   = "stdin"   // the container's input is closed: drop the handle
-	EventGone    = "gone"    // deleted: drop all handles
+	EventGone    = "gone"    // deleted, or ended: drop all handles
 	EventOOM     = "oom"
 )
 
