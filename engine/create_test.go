@@ -110,6 +110,7 @@ func TestSignalOf(t *testing.T) {
 func TestHostSettingsThatWouldBeIgnoredAreRefused(t *testing.T) {
 	tests := map[string]container.HostConfig{
 		"storage-size":   {StorageOpt: map[string]string{"size": "1G"}},
+		"cgroup-outside": {Resources: container.Resources{CgroupParent: "../../x"}},
 		"user-namespace": {UsernsMode: "private"},
 		"processors":     {Resources: container.Resources{CpusetCpus: "8000"}},
 	}

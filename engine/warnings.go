@@ -80,6 +80,9 @@ func blockWeights() bool {
 // checkHost refuses settings that would be ignored in silence, to the harm of
 // the application.
 func checkHost(h *container.HostConfig) error {
+	if slices.Contains(strings.Split(h.CgroupParent, "/"), "..") {
+		return errdef.Invalid.Errorf("invalid cgroup parent %q: it leads out of the hierarchy", h.CgroupParent)
+	}
 	if len(h.StorageOpt) > 0 {
 		return errdef.Invalid.Errorf("--storage-opt is not supported: a container's disk space is not limited; put what grows on a volume")
 	}
