@@ -207,7 +207,7 @@ func TestUserNamespaceHoldsOutsideOfTheRoot(t *testing.T) {
 		return string(out)
 	}
 	for _, args := range [][]string{
-		{"cat", target}, {"chown", "0", target}, {"mount", "-t", "tmpfs", "none", "/mnt"}, {"hostname", "mine"}, {"kill", "-0", strconv.Itoa(os.Getpid())},
+		{"cat", target}, {"chown", "0", target}, {"mount", "-t", "tmpfs", "none", "/tmp"}, {"hostname", "mine"}, {"kill", "-0", strconv.Itoa(os.Getpid())},
 	} {
 		if out := try(args...); !strings.Contains(out, "ermi") && !strings.Contains(out, "superuser") && !strings.Contains(out, "must be root") {
 			t.Errorf("%v: %q, want a lack of permission", args, out)

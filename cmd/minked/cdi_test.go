@@ -27,7 +27,7 @@ devices:
     - BOARD=first
 containerEdits:
   mounts:
-  - hostPath: /etc/hostname
+  - hostPath: DIR/board.yaml
     containerPath: /usr/lib/board
     options: []
   hooks:
