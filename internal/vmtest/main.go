@@ -48,7 +48,7 @@ var suites = []suite{
 	// The monitor's memory is measured when it has rested, which takes too long
 	// here.
 	{Package: "runtime", Skip: "^TestSizeOfTheMonitor$"},
-	{Package: "cmd/minked", Run: "^(TestRun|TestControlGroups|TestKilledMonitorLosesNothing|TestUserNamespaces|TestDevicesByCDI)$"},
+	{Package: "cmd/minked", Run: "^(TestRun|TestControlGroups|TestKilledMonitorLosesNothing|TestUserNamespaces)$"},
 }
 
 const dir = "bin/vm"
