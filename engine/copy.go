@@ -21,6 +21,7 @@ import (
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 // copyTree copies directory name of an image's view into dir; a name that is
@@ -67,13 +68,15 @@ func openRootIn(root, name string) (*os.Root, error) {
 type tree struct {
 	root   string
 	mounts []container.MountPoint
+	ids    userns.Mapping // of the processes in it
 	close  func()
 }
 
 func (e *Engine) openTree(c *Container) (tree, error) {
 	r := c.snapshot()
 	if r.runs() {
-		return tree{root: fmt.Sprintf("/proc/%d/root", r.Pid), close: func() {}}, nil
+		ids, err := userns.Of(r.Pid)
+		return tree{root: fmt.Sprintf("/proc/%d/root", r.Pid), ids: ids, close: func() {}}, err
 	}
 	m, err := e.rootfs(&r)
 	if err != nil {
@@ -214,7 +217,7 @@ func (e *Engine) CopyFrom(name, p string) (stat container.PathStat, write func(i
 	if as == "/" {
 		as = "."
 	}
-	return stat, func(w io.Writer) error { return tarfs.Write(w, l.dir, l.name, as) }, func() { l.dir.Close(); t.close() }, nil
+	return stat, func(w io.Writer) error { return tarfs.Write(w, l.dir, l.name, as, t.ids) }, func() { l.dir.Close(); t.close() }, nil
 }
 
 // userIn looks a user up in the files of a container.
@@ -259,7 +262,7 @@ func (e *Engine) CopyTo(name, dir string, tar io.Reader, o CopyToOptions) error 
 		return err
 	}
 	defer target.Close()
-	to := tarfs.Options{KeepType: o.KeepType}
+	to := tarfs.Options{KeepType: o.KeepType, IDs: t.ids}
 	if o.AsUser && r.Config.User != "" {
 		who, err := e.userIn(t.root, r.Config.User)
 		if err != nil {
@@ -267,7 +270,7 @@ func (e *Engine) CopyTo(name, dir string, tar io.Reader, o CopyToOptions) error 
 		}
 		to.Owner = &tarfs.Owner{UID: int(who.UID), GID: int(who.GID)}
 	}
-	if err := tarfs.Extract(tar, target, to); err != nil {
+	if err := t.ids.AsRoot(func() error { return tarfs.Extract(tar, target, to) }); err != nil {
 		return err
 	}
 	e.publish(events.ActionExtractToDir, &r, map[string]string{"path": dir})

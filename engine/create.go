@@ -284,6 +284,9 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if !h.IpcMode.Valid() || !h.PidMode.Valid() || !h.UTSMode.Valid() || !h.CgroupnsMode.Valid() {
 		return errdef.Invalid.Errorf("invalid IPC, PID, UTS or cgroup namespace mode; see docker run --help")
 	}
+	if err := checkUserNamespace(h, e.mapping(h)); err != nil {
+		return err
+	}
 	if h.IpcMode.IsEmpty() {
 		h.IpcMode = container.IPCModePrivate
 	}

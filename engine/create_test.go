@@ -109,8 +109,8 @@ func TestSignalOf(t *testing.T) {
 
 func TestHostSettingsThatWouldBeIgnoredAreRefused(t *testing.T) {
 	tests := map[string]container.HostConfig{
-		"gpus":           {Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Count: -1}}}},
 		"storage-size":   {StorageOpt: map[string]string{"size": "1G"}},
+		"cgroup-outside": {Resources: container.Resources{CgroupParent: "../../x"}},
 		"user-namespace": {UsernsMode: "private"},
 		"processors":     {Resources: container.Resources{CpusetCpus: "8000"}},
 	}

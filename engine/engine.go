@@ -58,6 +58,10 @@ type Config struct {
 	Runtimes       map[string]Runtime // others, besides runc and crun if these are on the PATH
 	DefaultRuntime string             // of containers that name none; "": our own
 
+	UserRemap string // whose subordinate IDs containers get, see ParseUserRemap; "": the host's own
+
+	CDIDirs []string // of device specifications; nil: the usual ones
+
 	Bridge string       // name of the default bridge
 	BIP    netip.Prefix // its address
 
@@ -93,6 +97,8 @@ type Engine struct {
 	filters  spec.SeccompCache
 	disks    *disk.Watch
 	devices  device.Host
+
+	users *remap // nil without user namespaces
 
 	devicesChanged chan struct{} // capacity 1: look at containers' devices
 
@@ -150,6 +156,9 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	if err := e.apply(cfg.Settings); err != nil {
+		return nil, err
+	}
+	if e.users, err = openRemap(cfg.UserRemap, cfg.DataRoot); err != nil {
 		return nil, err
 	}
 	e.volumes, err = volume.Open(volume.Options{
@@ -210,6 +219,9 @@ func (e *Engine) Close() error {
 			removeCgroupParents()
 		}
 		errs = append(errs, e.net.Close())
+	}
+	if e.users != nil {
+		e.users.ns.Close()
 	}
 	if e.images != nil {
 		errs = append(errs, e.images.Close())

@@ -14,6 +14,7 @@ import (
 	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/internal/volume"
 	"github.com/minke-os/minke/internal/uevent"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 // What is plugged in and pulled out reaches running containers on two ways:
@@ -155,6 +156,11 @@ func (e *Engine) replug(r *record, have, want []device.Node, rest []container.De
 	for _, n := range want {
 		rules = append(rules, deviceRule(n))
 	}
+	requested, err := e.requestedRules(r.Host.DeviceRequests)
+	if err != nil {
+		return err
+	}
+	rules = append(rules, requested...)
 	if err := e.rt.Update(e.ctx, r.ID, &specs.LinuxResources{Devices: rules}); err != nil {
 		return err
 	}
@@ -170,14 +176,25 @@ func (e *Engine) replug(r *record, have, want []device.Node, rest []container.De
 			}
 		}
 	}
-	for _, n := range want {
-		if !slices.Contains(have, n) {
+	ids, err := userns.Of(r.Pid)
+	if err != nil {
+		return err
+	}
+	return ids.AsRoot(func() error { // for directories that Plug makes
+		for _, n := range want {
+			if slices.Contains(have, n) {
+				continue
+			}
+			// Its owners keep their numbers in the container, not on the host.
+			if uid, gid, ok := ids.Host(n.UID, n.GID); ok {
+				n.UID, n.GID = uid, gid
+			}
 			if err := n.Plug(root); err != nil {
 				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func deviceRule(n device.Node) specs.LinuxDeviceCgroup {

@@ -83,6 +83,10 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err := e.findNetworks(r); err != nil {
 		return 0, err
 	}
+	ids := e.mapping(r.Host)
+	if err := checkMapped(r, ids); err != nil {
+		return 0, err
+	}
 	mounts, err := e.startMounts(ctx, r)
 	if err != nil {
 		return 0, err
@@ -113,7 +117,7 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	}
 	in := spec.Input{
 		ID: r.ID, Config: e.withLinks(r), Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
-		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
+		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(), IDs: ids,
 	}
 	if err := e.joinNamespaces(&in); err != nil {
 		return 0, err
@@ -123,6 +127,9 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	}
 	config, err := spec.Generate(in)
 	if err != nil {
+		return 0, err
+	}
+	if err := e.giveDevices(config, r.Host.DeviceRequests); err != nil {
 		return 0, err
 	}
 	log, err := e.logTarget(ctx, r)
@@ -196,7 +203,7 @@ func (e *Engine) initError(ctx context.Context, id string, pid int, err error) e
 	if _, alive := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid)); alive == nil {
 		return err
 	}
-	if why, ok := errors.AsType[*runtime.StartError](e.rt.Start(ctx, id)); ok {
+	if why := e.rt.Start(ctx, id); why != nil {
 		return why
 	}
 	return err
@@ -241,6 +248,9 @@ func (e *Engine) joinNamespaces(in *spec.Input) error {
 		}
 		if c.ID == in.ID {
 			return "", errdef.Invalid.Errorf("a container cannot join its own %s namespace", ns)
+		}
+		if err := joinUser(in, name, other.Pid); err != nil {
+			return "", err
 		}
 		return fmt.Sprintf("/proc/%d/ns/%s", other.Pid, ns), nil
 	}
@@ -365,7 +375,7 @@ func (e *Engine) ownMounts(r *record, owner string) (out []specs.Mount) {
 		if taken[target] {
 			continue
 		}
-		m := specs.Mount{Destination: target, Type: "bind", Source: filepath.Join(e.containerDir(owner), name), Options: []string{"rbind", "rprivate"}}
+		m := specs.Mount{Destination: target, Type: "bind", Source: filepath.Join(e.containerDir(owner), name), Options: append([]string{"rbind", "rprivate"}, e.mapOption(r, e.containerDir(owner))...)}
 		if r.Host.ReadonlyRootfs {
 			m.Options = append(m.Options, "ro")
 		}

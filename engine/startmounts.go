@@ -109,7 +109,11 @@ func (e *Engine) volumeMounts(ctx context.Context, r *record, p container.MountP
 	if !p.RW {
 		access = "ro"
 	}
-	return append(out, specs.Mount{Destination: p.Destination, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", access}}), nil
+	options := []string{"rbind", "rprivate", access}
+	if !e.volumes.IsBind(p.Name) {
+		options = append(options, e.mapOption(r, source)...)
+	}
+	return append(out, specs.Mount{Destination: p.Destination, Type: "bind", Source: source, Options: options}), nil
 }
 
 // subpath is the directory of a volume that a mount asked for.

@@ -16,6 +16,8 @@ import (
 	"github.com/moby/moby/api/types/system"
 	volumetypes "github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
+
+	"github.com/minke-os/minke/engine/internal/cdi"
 )
 
 // Info is what docker info shows.
@@ -42,6 +44,13 @@ func (e *Engine) Info() (system.Info, error) {
 	if cgroupV2() {
 		info.CgroupVersion = "2"
 		info.SecurityOptions = append(info.SecurityOptions, "name=cgroupns")
+	}
+	info.CDISpecDirs = e.cdiDirs()
+	for _, name := range cdi.Read(info.CDISpecDirs).Names() {
+		info.DiscoveredDevices = append(info.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: name})
+	}
+	if e.users != nil {
+		info.SecurityOptions = append(info.SecurityOptions, "name=userns")
 	}
 	for _, c := range e.all() {
 		info.Containers++

@@ -80,15 +80,14 @@ func blockWeights() bool {
 // checkHost refuses settings that would be ignored in silence, to the harm of
 // the application.
 func checkHost(h *container.HostConfig) error {
-	if len(h.DeviceRequests) > 0 {
-		d := h.DeviceRequests[0]
-		return errdef.Invalid.Errorf("could not select device driver %q with capabilities: %v; name the device with --device", d.Driver, d.Capabilities)
+	if slices.Contains(strings.Split(h.CgroupParent, "/"), "..") {
+		return errdef.Invalid.Errorf("invalid cgroup parent %q: it leads out of the hierarchy", h.CgroupParent)
 	}
 	if len(h.StorageOpt) > 0 {
 		return errdef.Invalid.Errorf("--storage-opt is not supported: a container's disk space is not limited; put what grows on a volume")
 	}
 	if h.UsernsMode != "" && !h.UsernsMode.IsHost() {
-		return errdef.Invalid.Errorf("invalid user namespace mode %q: minke has only the host's", h.UsernsMode)
+		return errdef.Invalid.Errorf("invalid user namespace mode %q: want host or nothing", h.UsernsMode)
 	}
 	for _, entry := range h.ExtraHosts {
 		if name, addr, ok := strings.Cut(strings.Replace(entry, "=", ":", 1), ":"); !ok || name == "" || addr == "" {

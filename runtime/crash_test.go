@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/runtime/internal/wire"
@@ -201,5 +202,69 @@ func TestBrokenStateFileIsSetAside(t *testing.T) {
 	}
 	if _, err := os.Stat(strings.TrimSuffix(path, ".json") + ".broken"); err != nil {
 		t.Errorf("the broken file is not set aside: %v", err)
+	}
+}
+
+func TestExecsOutliveTheMonitor(t *testing.T) {
+	b := newBox(t)
+	c := b.container("sleep", "1000")
+	b.start(c)
+	for name, terminal := range map[string]bool{"pipes": false, "terminal": true} {
+		t.Run(name, func(t *testing.T) {
+			p := &specs.Process{Args: []string{"sh", "-c", "echo up; read x; stty size; echo got $x; exit 6"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: terminal}
+			_, s, err := b.Exec(b.ctx, c.ID, Exec{ID: name, Process: p, Stdin: true, Stdout: true, Stderr: !terminal})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			type result struct {
+				Exit
+				error
+			}
+			waited := make(chan result, 1)
+			go func() {
+				e, err := b.WaitExec(b.ctx, c.ID, name)
+				waited <- result{e, err}
+			}()
+			for range 2 { // also a monitor that adopted it
+				b.killMonitor()
+				if _, err := b.List(b.ctx); err != nil { // until there is another
+					t.Fatal(err)
+				}
+			}
+			if err := b.Resize(b.ctx, c.ID, name, WindowSize{Width: 77, Height: 33}); (err == nil) != terminal {
+				t.Errorf("Resize: %v", err)
+			}
+			if _, err := s.Stdin.Write([]byte("word\n")); err != nil {
+				t.Fatal(err)
+			}
+			if out := b.read(s); !strings.Contains(out, "got word") || strings.Contains(out, "33 77") != terminal {
+				t.Errorf("output %q", out)
+			}
+			if r := <-waited; r.error != nil || r.Code != 6 {
+				t.Errorf("WaitExec: code %d, %v; want 6", r.Code, r.error)
+			}
+		})
+	}
+	// A client that comes later keeps them, too.
+	p := &specs.Process{Args: []string{"sleep", "1000"}, Cwd: "/", Env: []string{"PATH=/bin"}}
+	pid, s, err := b.Exec(b.ctx, c.ID, Exec{ID: "long", Process: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.Monitor = b.open()
+	b.killMonitor()
+	if _, err := b.List(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := b.WaitExec(b.ctx, c.ID, "long"); err != nil || e.Code != 128+int(unix.SIGTERM) {
+		t.Errorf("WaitExec of one from before: code %d, %v; want %d", e.Code, err, 128+int(unix.SIGTERM))
 	}
 }

@@ -112,3 +112,47 @@ func TestFailedHookStopsTheStart(t *testing.T) {
 		})
 	}
 }
+
+func TestHooksUnderTheMonitor(t *testing.T) {
+	b := newBox(t)
+	busybox := testenv.Busybox(t)
+	hook := func(file string) []specs.Hook {
+		return []specs.Hook{{Path: busybox, Env: []string{"PATH=/usr/bin:/bin"}, Args: []string{"sh", "-c", `state=$(cat); echo "$(readlink /proc/self/ns/uts) $state" >> ` + file}}}
+	}
+	t.Run("each-in-its-place", func(t *testing.T) {
+		c := b.container("sh", "-c", "cat /made /inside")
+		outside := filepath.Join(b.dir, "outside")
+		c.Spec.Hooks = &specs.Hooks{Prestart: hook(outside), CreateRuntime: hook(outside), StartContainer: hook("/inside")}
+		// As vendors' hooks do: they find the root by the configuration.
+		c.Spec.Hooks.CreateContainer = []specs.Hook{{Path: busybox, Env: []string{"PATH=/usr/bin:/bin"}, Args: []string{"sh", "-c",
+			`grep -o '"root":{"path":"[^"]*' ` + c.Bundle + `/config.json | cut -d'"' -f6 | { read root; echo made > $root/made; }`}}}
+		c.Spec.Hooks.StartContainer[0].Path = "/bin/busybox"
+		code, out := b.run(c)
+		data, _ := os.ReadFile(outside)
+		ours, _ := os.Readlink("/proc/self/ns/uts")
+		if lines := strings.Split(strings.TrimSpace(string(data)), "\n"); len(lines) != 2 || !strings.HasPrefix(lines[0], ours+" ") || !strings.Contains(lines[1], `"id":"`+c.ID+`"`) {
+			t.Errorf("prestart and createRuntime saw %q", data)
+		}
+		if code != 0 || !strings.HasPrefix(out, "made\nuts:") || !strings.Contains(out, `"status":"created"`) || strings.Contains(out, ours) {
+			t.Errorf("createContainer and startContainer saw %q, code %d", out, code)
+		}
+	})
+	t.Run("a-failure-ends-the-start", func(t *testing.T) {
+		c := b.container("true")
+		c.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: busybox, Args: []string{"sh", "-c", "echo too bad; exit 1"}}}}
+		_, _, err := b.Create(b.ctx, c)
+		if err == nil {
+			err = b.Start(b.ctx, c.ID)
+		}
+		if err == nil || !strings.Contains(err.Error(), "too bad") {
+			t.Errorf("start: %v, want the hook's words", err)
+		}
+	})
+	t.Run("those-that-nobody-runs-are-refused", func(t *testing.T) {
+		c := b.container("true")
+		c.Spec.Hooks = &specs.Hooks{Poststop: hook("/never")}
+		if _, _, err := b.Create(b.ctx, c); err == nil || !strings.Contains(err.Error(), "poststop") {
+			t.Errorf("create: %v, want a refusal", err)
+		}
+	})
+}

@@ -25,18 +25,21 @@ func socketPath(dir string) string { return filepath.Join(dir, "monitor.sock") }
 // dies. It does so until it is closed.
 type keeper struct {
 	opts Options
-	done chan struct{}      // closed when run has ended
-	held map[string]handles // by container; run's alone
+	done chan struct{}     // closed when run has ended
+	held map[owner]handles // run's alone
 
 	mu     sync.Mutex
 	conn   *wire.Conn    // the watch
 	up     chan struct{} // closed when a monitor answers
 	ending bool
-	err    error          // why there is no monitor and will be none
-	codes  map[string]int // exit codes of containers that became our children; a monitor may die before it hears of them
+	err    error         // why there is no monitor and will be none
+	codes  map[owner]int // exit codes of those that became our children; a monitor may die before it hears of them
 }
 
-// handles are a container's descriptors by name.
+// An owner of handles is a container, or an execution in one.
+type owner struct{ id, exec string }
+
+// handles are descriptors by name.
 type handles map[string]*os.File
 
 func (h handles) close() {
@@ -54,7 +57,7 @@ func startKeeper(o Options) (*keeper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("become a subreaper", err)
 	}
-	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{}), held: map[string]handles{}, codes: map[string]int{}}
+	k := &keeper{opts: o, done: make(chan struct{}), up: make(chan struct{}), held: map[owner]handles{}, codes: map[owner]int{}}
 	if err := k.connect(); err != nil {
 		return nil, err
 	}
@@ -77,16 +80,20 @@ func (k *keeper) connect() error {
 	k.mu.Lock()
 	k.conn = conn
 	k.mu.Unlock()
-	for id, h := range k.held {
-		k.hand(id, h)
+	for _, execs := range []bool{false, true} { // after their containers
+		for o, h := range k.held {
+			if (o.exec != "") == execs {
+				k.hand(o, h)
+			}
+		}
 	}
 	return k.tell(wire.Request{Op: wire.Settle})
 }
 
-// hand gives a container to the monitor. If another client was faster, the
+// hand gives a container or an execution to the monitor. If another client was faster, the
 // monitor refuses, and that is well.
-func (k *keeper) hand(id string, h handles) {
-	req := wire.Request{Op: wire.Adopt, ID: id}
+func (k *keeper) hand(o owner, h handles) {
+	req := wire.Request{Op: wire.Adopt, ID: o.id, ExecID: o.exec}
 	var files []*os.File
 	for name, f := range h {
 		req.Handles, files = append(req.Handles, name), append(files, f)
@@ -95,10 +102,10 @@ func (k *keeper) hand(id string, h handles) {
 		return
 	}
 	k.mu.Lock()
-	code, known := k.codes[id]
+	code, known := k.codes[o]
 	k.mu.Unlock()
 	if known {
-		k.tell(wire.Request{Op: wire.Exited, ID: id, Code: code})
+		k.tell(wire.Request{Op: wire.Exited, ID: o.id, ExecID: o.exec, Code: code})
 		return
 	}
 	pidfd, err := unix.FcntlInt(h[wire.HandlePidfd].Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -109,9 +116,9 @@ func (k *keeper) hand(id string, h handles) {
 		defer unix.Close(pidfd)
 		if code, ok := reapOrphan(pidfd); ok {
 			k.mu.Lock()
-			k.codes[id] = code
+			k.codes[o] = code
 			k.mu.Unlock()
-			k.tell(wire.Request{Op: wire.Exited, ID: id, Code: code})
+			k.tell(wire.Request{Op: wire.Exited, ID: o.id, ExecID: o.exec, Code: code})
 		}
 	}()
 }
@@ -224,7 +231,7 @@ func (k *keeper) lost() bool {
 
 // restart brings a monitor back. One that dies at once is not tried for ever.
 func (k *keeper) restart() bool {
-	k.opts.Logger.Warn("the container monitor died; starting another", "containers", len(k.held))
+	k.opts.Logger.Warn("the container monitor died; starting another", "processes", len(k.held))
 	var err error
 	for attempt := range 5 {
 		time.Sleep(time.Duration(attempt*attempt) * 100 * time.Millisecond)
@@ -253,16 +260,13 @@ func (k *keeper) hear() {
 		case wire.EventHandles:
 			k.hold(e, files)
 		case wire.EventStdin:
-			if f := k.held[e.ID][wire.HandleStdin]; f != nil {
+			h := k.held[owner{id: e.ID}]
+			if f := h[wire.HandleStdin]; f != nil {
 				f.Close()
-				delete(k.held[e.ID], wire.HandleStdin)
+				delete(h, wire.HandleStdin)
 			}
 		case wire.EventGone:
-			k.held[e.ID].close()
-			delete(k.held, e.ID)
-			k.mu.Lock()
-			delete(k.codes, e.ID)
-			k.mu.Unlock()
+			k.forget(e)
 		case wire.EventOOM:
 			if k.opts.OnOOM != nil {
 				k.opts.OnOOM(e.ID)
@@ -271,15 +275,30 @@ func (k *keeper) hear() {
 	}
 }
 
+// forget drops what is gone, with a container its executions.
+func (k *keeper) forget(e wire.Event) {
+	for o, h := range k.held {
+		if o.id != e.ID || e.ExecID != "" && o.exec != e.ExecID {
+			continue
+		}
+		h.close()
+		delete(k.held, o)
+		k.mu.Lock()
+		delete(k.codes, o)
+		k.mu.Unlock()
+	}
+}
+
 func (k *keeper) hold(e wire.Event, files []*os.File) {
-	k.held[e.ID].close()
+	o := owner{e.ID, e.ExecID}
+	k.held[o].close()
 	h := handles{}
 	for i, f := range files {
 		if i < len(e.Handles) {
 			h[e.Handles[i]] = f
 		}
 	}
-	k.held[e.ID] = h
+	k.held[o] = h
 }
 
 func (k *keeper) drop() {

@@ -63,16 +63,12 @@ func (m *Monitor) Shutdown(ctx context.Context) error {
 // init builds the root meanwhile and waits for Start. The engine uses the
 // pid to set up the network in /proc/<pid>/ns/net.
 func (m *Monitor) Create(ctx context.Context, c Container) (pid int, warnings []string, err error) {
-	launch, cfg, warnings, err := m.plan(c)
+	launch, files, warnings, err := m.plan(c)
 	if err != nil {
 		return 0, nil, err
 	}
-	config, err := plan.ConfigFile(cfg)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer config.Close()
-	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, config)
+	defer closeFiles(files)
+	r, err := m.ask(ctx, wire.Request{Op: wire.Create, ID: c.ID, Launch: launch}, files...)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/minke-os/minke/internal/testenv"
 )
 
@@ -118,4 +120,109 @@ func TestUnderContainerd(t *testing.T) {
 		{"task rm --force c", 0, "exit code 137"},
 		{"container rm c", 0, ""},
 	})
+}
+
+// A daemon on a network and with mounts of its own.
+func startDockerd(t *testing.T, dir string, args ...string) (prefix []string) {
+	t.Helper()
+	daemon, docker, unshare := testenv.Need(t, "dockerd"), testenv.Need(t, "docker"), testenv.Need(t, "unshare")
+	testenv.Need(t, "containerd")
+	state := memoryDir(t)
+	// Its users with subordinate IDs, for --userns-remap.
+	if err := os.WriteFile(dir+"/subids", []byte("nobody:500000:65536\nnogroup:500000:65536\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script := `for f in subuid subgid; do test ! -e /etc/$f || mount --bind "$0" /etc/$f; done; exec "$@"`
+	args = append([]string{
+		"--net", "--mount", "sh", "-c", script, dir + "/subids", daemon, "--data-root", dir + "/data", "--exec-root", state + "/run",
+		"-H", "unix://" + state + "/sock", "--pidfile", state + "/pid", "--config-file", state + "/none.json", "--bridge", "none",
+		"--iptables=false", "--ip6tables=false", "--storage-driver", "vfs", "--add-runtime", "minke=" + binary, "--default-runtime", "minke",
+	}, args...)
+	if err := os.WriteFile(state+"/none.json", []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	cmd := exec.Command(unshare, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Signal(unix.SIGTERM)
+		<-ended
+		os.RemoveAll(state + ".500000.500000") // its own, for mapped users
+		if t.Failed() {
+			t.Logf("dockerd: %s", log.String())
+		}
+	})
+	prefix = []string{docker, "-H", "unix://" + state + "/sock"}
+	for deadline := time.Now().Add(30 * time.Second); exec.Command(docker, append(prefix[1:], "version")...).Run() != nil; time.Sleep(20 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Skipf("dockerd does not run here: %v\n%s", err, log.String())
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("dockerd does not answer")
+		}
+	}
+	return prefix
+}
+
+func TestUnderDocker(t *testing.T) {
+	testenv.NeedRoot(t)
+	for name, args := range map[string][]string{"plain": nil, "user-namespaces": {"--userns-remap", "nobody:nogroup"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := testenv.DiskDir(t)
+			if err := os.Chmod(dir, 0o711); err != nil { // for mapped users
+				t.Fatal(err)
+			}
+			tar := filepath.Join(dir, "image.tar")
+			if err := os.WriteFile(tar, testenv.BusyboxTar(t), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			first := "         0          0"
+			if args != nil {
+				first = "         0     500000"
+			}
+			prefix := startDockerd(t, dir, args...)
+			runSteps(t, prefix, []step{
+				{"import " + tar + " box", 0, ""},
+				{"run --rm box sh -c -- cat /proc/self/uid_map; exit 3", 3, first},
+				{"run --rm -t box sh -c -- tty", 0, "/dev/pts/0"},
+				{"run --rm box nosuch", 127, "executable file not found in $PATH"},
+			})
+			if args != nil {
+				runSteps(t, prefix, []step{
+					{"run --detach --name one --device /dev/zero:/dev/board box sleep 1000", 0, ""},
+					{"exec -t one sh -c -- tty; stat -c %u /dev/board", 0, "/dev/pts/0\r\n0"},
+					{"rm --force one", 0, "one"},
+				})
+				return
+			}
+			runSteps(t, prefix, []step{
+				{"run --rm --init --read-only --tmpfs /tmp -v vol:/data -m 32m --pids-limit 20 --security-opt no-new-privileges --user 5:6 box sh -c -- touch /tmp/a; id; touch /x", 1, "uid=5 gid=6"},
+				{"run --detach --name one box sh -c -- trap 'exit 5' TERM; echo up; while true; do sleep 0.1; done", 0, ""},
+				{"exec one sh -c -- echo in; exit 5", 5, "in\n"},
+				{"exec -t one sh -c -- tty", 0, "/dev/pts/0"},
+				{"pause one", 0, "one"},
+				{"ps --format {{.Status}}", 0, "Paused"},
+				{"unpause one", 0, "one"},
+				{"update --memory 64m --memory-swap 64m one", 0, "one"},
+				{"top one", 0, "trap"},
+				{"stop one", 0, "one"},
+				{"inspect --format {{.State.ExitCode}} one", 0, "5\n"},
+				{"logs one", 0, "up\n"},
+				{"start one", 0, "one"},
+				{"kill one", 0, "one"},
+				{"rm one", 0, "one"},
+				{"run --rm --privileged --net host --pid host --ipc host box sh -c -- echo $$", 0, "\n"},
+			})
+		})
+	}
 }

@@ -31,7 +31,7 @@ func (m *Monitor) Exec(ctx context.Context, id string, e Exec) (pid int, s *Stre
 	defer config.Close()
 	req := wire.Request{
 		Op: wire.Exec, ID: id, ExecID: e.ID,
-		Launch:  &wire.Launch{Terminal: e.Process.Terminal, OOMScoreAdj: e.Process.OOMScoreAdj},
+		Launch:  &wire.Launch{Terminal: e.Process.Terminal, OOMScoreAdj: e.Process.OOMScoreAdj, Limits: e.Process.Rlimits},
 		Streams: wire.Streams{Stdin: e.Stdin, Stdout: e.Stdout, Stderr: e.Stderr},
 	}
 	conn, r, files, err := m.call(ctx, req, config)

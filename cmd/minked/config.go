@@ -50,6 +50,8 @@ type config struct {
 	Preload        string   `json:"preload"`
 	LED            string   `json:"led"`
 	Labels         []string `json:"labels"`
+	UserRemap      string   `json:"userns-remap"`
+	CDIDirs        []string `json:"cdi-spec-dirs"`
 	LogDriver      string   `json:"log-driver"`
 	LogOpts        options  `json:"log-opts"`
 	// LiveRestore is always so; it is here for files that were written for dockerd.
@@ -101,6 +103,8 @@ func parse(args []string) (*config, error) {
 	f.StringVar(&c.Preload, "preload", c.Preload, "file of the applications a new device starts with (default: apps.json in the data root)")
 	f.StringVar(&c.LED, "led", c.LED, "brightness file of the LED that shows which device this is")
 	f.StringArrayVar(&c.Labels, "label", c.Labels, "key=value label of this daemon, shown by docker info; may be repeated")
+	f.StringVar(&c.UserRemap, "userns-remap", c.UserRemap, "give containers users of their own: user[:group] whose subordinate IDs they get, or default")
+	f.StringArrayVar(&c.CDIDirs, "cdi-spec-dir", c.CDIDirs, "directory of CDI device specifications; may be repeated (default: /etc/cdi, /var/run/cdi)")
 	f.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "log driver of containers that name none")
 	f.Var(&c.LogOpts, "log-opt", "key=value option of that driver; may be repeated")
 	f.BoolVar(&c.LiveRestore, "live-restore", c.LiveRestore, "accepted: containers always outlive this process")
@@ -149,7 +153,7 @@ func (c *config) check() error {
 
 // flagNames are the flags whose name in the file is the plural.
 var flagNames = map[string]string{
-	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt", "runtimes": "add-runtime",
+	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "runtimes": "add-runtime",
 }
 
 // conflicts refuses what is said on the command line and in the file: nobody

@@ -127,6 +127,27 @@ func (m Mount) settings() [][2]string {
 	return [][2]string{{"index", "off"}, {"metacopy", "off"}}
 }
 
+// Parse is the Mount whose Options these are.
+func Parse(options []string) (m Mount) {
+	for _, o := range options {
+		switch key, value, _ := strings.Cut(o, "="); key {
+		case "lowerdir+":
+			m.Lower = append(m.Lower, value)
+		case "datadir+":
+			m.Data = append(m.Data, value)
+		case "lowerdir":
+			parts := strings.Split(value, "::")
+			m.Lower = strings.Split(parts[0], ":")
+			m.Data = append(m.Data, parts[1:]...)
+		case "upperdir":
+			m.Upper = value
+		case "workdir":
+			m.Work = value
+		}
+	}
+	return m
+}
+
 func escaped(paths []string) []string {
 	r := strings.NewReplacer(`\`, `\\`, ":", `\:`)
 	out := make([]string, len(paths))

@@ -151,6 +151,8 @@ func makeRoot(root string) error {
 		"bin/busybox":     string(data),
 		"etc/passwd":      "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
 		"etc/group":       "root:x:0:\nnogroup:x:65534:\n",
+		"etc/subuid":      "",
+		"etc/subgid":      "",
 		"etc/hosts":       "127.0.0.1 localhost\n",
 		"etc/resolv.conf": "nameserver 127.0.0.1\n",
 	} {

@@ -44,10 +44,11 @@ var suites = []suite{
 	{Package: "engine/internal/cgroup"},
 	{Package: "runtime/internal/boot"},
 	{Package: "internal/overlay"},
+	{Package: "internal/userns"},
 	// The monitor's memory is measured when it has rested, which takes too long
 	// here.
 	{Package: "runtime", Skip: "^TestSizeOfTheMonitor$"},
-	{Package: "cmd/minked", Run: "^(TestRun|TestControlGroups|TestKilledMonitorLosesNothing)$"},
+	{Package: "cmd/minked", Run: "^(TestRun|TestControlGroups|TestKilledMonitorLosesNothing|TestUserNamespaces)$"},
 }
 
 const dir = "bin/vm"

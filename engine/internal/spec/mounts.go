@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"os"
 	"slices"
 	"sort"
 	"strconv"
@@ -44,6 +45,9 @@ func mounts(in Input) []specs.Mount {
 	}
 	if in.Host.IpcMode.IsHost() {
 		all = replaceMount(all, bind("/dev/shm", "/dev/shm"))
+		if len(in.IDs.UIDs) > 0 { // its queues are another user namespace's, which alone may mount them
+			all = hostQueues(all)
+		}
 	}
 	if in.Host.PidMode.IsHost() && in.Host.Privileged {
 		all = replaceMount(all, bind("/proc", "/proc"))
@@ -56,6 +60,13 @@ func mounts(in Input) []specs.Mount {
 		})
 	}
 	return append(all, own...)
+}
+
+func hostQueues(all []specs.Mount) []specs.Mount {
+	if _, err := os.Stat("/dev/mqueue"); err == nil {
+		return replaceMount(all, bind("/dev/mqueue", "/dev/mqueue"))
+	}
+	return slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/dev/mqueue" })
 }
 
 func depth(path string) int { return strings.Count(strings.TrimSuffix(path, "/"), "/") }

@@ -8,7 +8,9 @@
 package spec
 
 import (
+	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 // Input is everything about one start of one container.
@@ -32,8 +35,11 @@ type Input struct {
 	Mounts   []specs.Mount // volumes, binds, tmpfs and the engine's own files
 
 	// Paths of namespaces of other containers, "" for one of its own or, if
-	// the HostConfig says so, the host's.
-	NetNS, PidNS, IpcNS string
+	// the HostConfig says so, the host's. With a path of a user namespace there
+	// must be a mapping, that of the other container.
+	NetNS, PidNS, IpcNS, UserNS string
+
+	IDs userns.Mapping // of a user namespace; the zero value is the host's
 
 	CgroupV2 bool
 	Seccomp  *specs.LinuxSeccomp // nil: unconfined
@@ -77,6 +83,8 @@ func Generate(in Input) (*specs.Spec, error) {
 			Sysctl:            sysctls(in),
 			Seccomp:           in.Seccomp,
 			RootfsPropagation: rootPropagation(in.Mounts),
+			UIDMappings:       in.IDs.UIDs,
+			GIDMappings:       in.IDs.GIDs,
 		},
 	}
 	s.Process.ApparmorProfile = security.AppArmor
@@ -182,6 +190,7 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	add(specs.PIDNamespace, h.PidMode.IsHost(), in.PidNS)
 	add(specs.IPCNamespace, h.IpcMode.IsHost(), in.IpcNS)
 	add(specs.UTSNamespace, h.UTSMode.IsHost(), "")
+	add(specs.UserNamespace, len(in.IDs.UIDs) == 0, in.UserNS)
 	// With cgroup v1 Docker shows containers the host's tree.
 	private := h.CgroupnsMode.IsPrivate() || h.CgroupnsMode.IsEmpty() && in.CgroupV2 && !h.Privileged
 	add(specs.CgroupNamespace, !private, "")
@@ -193,7 +202,11 @@ func sysctls(in Input) map[string]string {
 	if !in.Host.NetworkMode.IsHost() && !in.Host.NetworkMode.IsContainer() {
 		// Any user may listen on low ports and ping in a network of its own.
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
-		out["net.ipv4.ping_group_range"] = "0 2147483647"
+		last := uint32(math.MaxInt32)
+		for _, m := range in.IDs.GIDs { // there are no others
+			last = m.ContainerID + m.Size - 1
+		}
+		out["net.ipv4.ping_group_range"] = fmt.Sprint("0 ", last)
 	}
 	maps.Copy(out, in.Host.Sysctls)
 	return out

@@ -20,14 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 const paxXattr = "SCHILY.xattr."
 
 // Write writes what is at name below root, with all that is in it, under the
-// name as. Sockets are left out.
-func Write(w io.Writer, root *os.Root, name, as string) error {
-	p := packer{tw: tar.NewWriter(w), root: root, links: map[uint64]string{}}
+// name as. Sockets are left out. Owners in the tar are those of ids' containers.
+func Write(w io.Writer, root *os.Root, name, as string, ids userns.Mapping) error {
+	p := packer{tw: tar.NewWriter(w), root: root, ids: ids, links: map[uint64]string{}}
 	if err := p.add(path.Clean(name), as); err != nil {
 		return err
 	}
@@ -37,6 +38,7 @@ func Write(w io.Writer, root *os.Root, name, as string) error {
 type packer struct {
 	tw    *tar.Writer
 	root  *os.Root
+	ids   userns.Mapping
 	links map[uint64]string // inode of a file with several names -> the first
 }
 
@@ -84,6 +86,8 @@ func (p *packer) entry(name, as string, fi fs.FileInfo) error {
 		return err
 	}
 	h.Name, h.Uname, h.Gname = as, "", ""
+	uid, gid := p.ids.Container(uint32(h.Uid), uint32(h.Gid))
+	h.Uid, h.Gid = int(uid), int(gid)
 	if fi.IsDir() {
 		h.Name += "/"
 	}
@@ -149,13 +153,16 @@ type Options struct {
 	KeepType bool
 	// Owner, if set, gets everything, instead of the owner in the stream.
 	Owner *Owner
+	// IDs say who the owners in the stream are here.
+	IDs userns.Mapping
 }
 
 // An Owner is a user and a group.
 type Owner struct{ UID, GID int }
 
 // Extract unpacks a tar below dir of root, over what is there. Names that lead
-// outside are errdef.Invalid. What was unpacked before an error stays.
+// outside are errdef.Invalid. What was unpacked before an error stays. With a
+// mapping it is to be called as its root (userns.Mapping.AsRoot).
 func Extract(r io.Reader, root *os.Root, o Options) error {
 	x := extractor{root: root, options: o}
 	tr := tar.NewReader(r)
@@ -278,7 +285,11 @@ func (x *extractor) attributes(name string, h *tar.Header, follow bool) error {
 	if x.options.Owner != nil {
 		to = *x.options.Owner
 	}
-	if err := x.root.Lchown(name, to.UID, to.GID); err != nil {
+	uid, gid, ok := x.options.IDs.Host(uint32(to.UID), uint32(to.GID))
+	if !ok {
+		return errdef.Invalid.Errorf("user %d or group %d is nobody in the container's user namespace", to.UID, to.GID)
+	}
+	if err := x.root.Lchown(name, int(uid), int(gid)); err != nil {
 		return err
 	}
 	if !follow {
@@ -321,7 +332,7 @@ func Copy(from, to *os.Root) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		w.CloseWithError(Write(w, from, ".", "."))
+		w.CloseWithError(Write(w, from, ".", ".", userns.Mapping{}))
 	}()
 	err = Extract(r, to, Options{})
 	r.CloseWithError(io.ErrClosedPipe)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 func rootOf(t testing.TB, dir string) *os.Root {
@@ -119,7 +120,7 @@ func TestRoundTripKeepsEverything(t *testing.T) {
 	must(os.Chtimes(filepath.Join(from, "d/sub"), past, past))
 
 	var b bytes.Buffer
-	must(Write(&b, rootOf(t, from), "d", "d"))
+	must(Write(&b, rootOf(t, from), "d", "d", userns.Mapping{}))
 	must(Extract(&b, rootOf(t, to), Options{}))
 	want, got := listing(t, from), listing(t, to)
 	if got != want {
@@ -138,7 +139,7 @@ func TestRoundTripKeepsEverything(t *testing.T) {
 func listing(t *testing.T, dir string) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := Write(&out, rootOf(t, dir), "d", "d"); err != nil {
+	if err := Write(&out, rootOf(t, dir), "d", "d", userns.Mapping{}); err != nil {
 		t.Fatal(err)
 	}
 	var found []string

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/userns"
 )
 
 // mount makes the file system appear at path. It may take as long as a server
@@ -62,6 +63,11 @@ const baseMounts = 1
 // directory it started with. It does nothing if it is there already.
 func (s *Store) Show(name string, p Place) error {
 	tree, err := openTree(s.Path(name), p)
+	if err == nil {
+		if err = mapLike(p.Pid, tree); err != nil {
+			unix.Close(tree)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
@@ -114,6 +120,27 @@ func openTree(path string, p Place) (int, error) {
 		return -1, err
 	}
 	return tree, nil
+}
+
+// mapLike makes a mount belong to the users of the process's user namespace,
+// unless that is ours or the file system cannot.
+func mapLike(pid, mount int) error {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	theirs, err := ns.Stat()
+	if err != nil {
+		return err
+	}
+	if ours, err := os.Stat("/proc/self/ns/user"); err != nil || os.SameFile(ours, theirs) {
+		return err
+	}
+	if err := userns.MapMount(mount, ns, false); !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // inContainer runs f on a thread in the container's mount namespace, with the

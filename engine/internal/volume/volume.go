@@ -318,3 +318,13 @@ func (s *Store) Size(name string) int64 {
 	})
 	return n
 }
+
+// IsBind says whether the volume is a directory of the host.
+func (s *Store) IsBind(name string) bool {
+	v, err := s.Get(name)
+	if err != nil {
+		return false
+	}
+	src, err := parse(v)
+	return err == nil && src.kind == "bind"
+}

@@ -22,6 +22,7 @@ package boot
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -65,6 +66,10 @@ type Config struct {
 	NoPivot     bool                    `json:"noPivot,omitempty"`     // where pivot_root cannot work: the root is moved over the old one
 	PreserveFDs int                     `json:"preserveFDs,omitempty"` // so many descriptors after ours become the program's from 3 on
 
+	// Given are mounts that were made for the init, which cannot make them in
+	// a user namespace of its own; see Prepare.
+	Given Given `json:"given,omitzero"`
+
 	// Hooks are those that run in the container. With BeforePivot the process
 	// says when the root is built, and waits for a word, so that others can
 	// run then.
@@ -72,13 +77,15 @@ type Config struct {
 	BeforePivot bool  `json:"beforePivot,omitempty"`
 
 	filter []byte       // seccomp
+	enter  int          // flags of the container's namespaces
 	built  func() error // what happens between building the root and entering it
 }
 
 // A Word lets the process go on: the first one when it is in its cgroup, the
 // second one to start the program.
 type Word struct {
-	Seccomp string       `json:"seccomp,omitempty"` // with the first: file of a compiled filter
+	Seccomp bool         `json:"seccomp,omitempty"` // with the first: a compiled filter is sent along
+	Join    int          `json:"join,omitempty"`    // with the first, to a further process: flags of the namespaces to enter
 	Report  bool         `json:"report,omitempty"`  // instead of starting: say again that you are ready, to a new monitor
 	Listen  bool         `json:"listen,omitempty"`  // instead of starting: further words come on connections to the socket sent along
 	State   *specs.State `json:"state,omitempty"`   // for hooks
@@ -133,13 +140,13 @@ func (l *life) run(prepare func(*Config) (*program, error)) error {
 	if err != nil {
 		return fmt.Errorf("read the boot configuration: %w", err)
 	}
-	word, _, err := awaitWord(l.conn)
+	word, files, err := awaitWord(l.conn)
 	if err != nil {
 		return err
 	}
-	l.state = word.State
-	if word.Seccomp != "" { // while the host's files can be seen
-		if cfg.filter, err = os.ReadFile(word.Seccomp); err != nil {
+	l.state, cfg.enter = word.State, word.Join
+	if word.Seccomp && len(files) == 1 {
+		if cfg.filter, err = readAll(files[0]); err != nil {
 			return fmt.Errorf("read the seccomp filter: %w", err)
 		}
 	}
@@ -164,8 +171,12 @@ func (l *life) built(cfg *Config) error {
 		if err := l.conn.Send(Report{Built: true}); err != nil {
 			return err
 		}
-		if _, _, err := awaitWord(l.conn); err != nil {
+		word, _, err := awaitWord(l.conn)
+		if err != nil {
 			return err
+		}
+		if word.Report { // it does not know
+			return errors.New("the monitor died while hooks ran")
 		}
 	}
 	return cfg.Hooks.CreateContainer.run(l.state, specs.StateCreating)
@@ -234,15 +245,44 @@ func awaitWord(conn *wire.Conn) (w Word, files []*os.File, err error) {
 	return w, files, nil
 }
 
-func readConfig() (*Config, error) {
-	f := os.NewFile(ConfigFD, "config")
+// SendFirst sends the first word to a process of the container that l describes,
+// with the compiled filter.
+func SendFirst(conn *wire.Conn, l *wire.Launch, state *specs.State) error {
+	word := Word{State: state}
+	for _, ns := range l.Namespaces {
+		if flag, err := NamespaceFlag(ns.Type); err == nil {
+			word.Join |= int(flag)
+		}
+	}
+	filter := l.Seccomp
+	if filter == "" {
+		return conn.Send(word)
+	}
+	f, err := os.Open(filter)
+	if err != nil {
+		return fmt.Errorf("open the seccomp filter: %w", err)
+	}
+	defer f.Close()
+	word.Seccomp = true
+	return conn.Send(word, int(f.Fd()))
+}
+
+// readAll reads from the beginning and closes the file, whose offset is shared
+// with others.
+func readAll(f *os.File) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	data := make([]byte, fi.Size())
-	if _, err := f.ReadAt(data, 0); err != nil {
+	_, err = f.ReadAt(data, 0)
+	return data, err
+}
+
+func readConfig() (*Config, error) {
+	data, err := readAll(os.NewFile(ConfigFD, "config"))
+	if err != nil {
 		return nil, err
 	}
 	var cfg Config

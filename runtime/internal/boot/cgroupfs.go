@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -18,14 +19,22 @@ func mountCgroups(root *os.File, p mountPlan, namespaced bool) error {
 		return err
 	}
 	var v1 []cgroupLine
+	var v2 cgroupLine
 	for l := range strings.Lines(string(lines)) {
 		if c := parseCgroupLine(strings.TrimSpace(l)); c.controllers != "" {
 			v1 = append(v1, c)
+		} else {
+			v2 = c
 		}
 	}
 	if len(v1) == 0 {
 		p.kind, p.source, p.data = "cgroup2", "cgroup", nil
-		return p.mount(root)
+		err := p.mount(root)
+		if errors.Is(err, unix.EPERM) && !namespaced { // the cgroup namespace is not our user namespace's
+			p.kind, p.source = "bind", path.Join("/sys/fs/cgroup", v2.path)
+			err = p.mount(root)
+		}
+		return err
 	}
 	dir, err := openTmpfs(root, p)
 	if err != nil {

@@ -49,21 +49,28 @@ func populateDev(root *os.File, cfg *Config) error {
 	if err := linkDev(dev); err != nil {
 		return err
 	}
-	// The configuration's own come first: it may set another mode or owner.
-	seen := map[string]bool{}
-	for _, list := range [][]specs.LinuxDevice{cfg.Devices, defaultDevices} {
-		for _, d := range list {
-			name := path.Clean("/" + d.Path)
-			if seen[name] || name == "/dev/ptmx" {
-				continue
-			}
-			seen[name] = true
-			if err := makeDevice(root, name, d); err != nil {
-				return fmt.Errorf("device %s: %w", d.Path, err)
-			}
+	for _, d := range cfg.devices() {
+		if err := makeDevice(root, d.Path, d); err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
 	}
 	return nil
+}
+
+// devices are all nodes to make. The configuration's own come first: it may set
+// another mode or owner.
+func (cfg *Config) devices() (all []specs.LinuxDevice) {
+	seen := map[string]bool{"/dev/ptmx": true}
+	for _, list := range [][]specs.LinuxDevice{cfg.Devices, defaultDevices} {
+		for _, d := range list {
+			d.Path = path.Clean("/" + d.Path)
+			if !seen[d.Path] {
+				seen[d.Path] = true
+				all = append(all, d)
+			}
+		}
+	}
+	return all
 }
 
 func linkDev(dev *os.File) error {

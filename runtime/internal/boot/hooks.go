@@ -30,24 +30,24 @@ func (h HookList) run(state *specs.State, status specs.ContainerState) error {
 	}
 	s := *state
 	s.Status = status
-	return h.Run(&s)
+	return h.Run(&s, (*exec.Cmd).Run)
 }
 
-// Run runs the hooks with the state as their input.
-func (h HookList) Run(state *specs.State) error {
+// Run runs the hooks with the state as their input. With run a process runs.
+func (h HookList) Run(state *specs.State, run func(*exec.Cmd) error) error {
 	input, err := json.Marshal(state)
 	if err != nil {
 		return err
 	}
 	for _, hook := range h {
-		if err := runHook(hook, input); err != nil {
+		if err := runHook(hook, input, run); err != nil {
 			return fmt.Errorf("hook %s: %w", hook.Path, err)
 		}
 	}
 	return nil
 }
 
-func runHook(h specs.Hook, input []byte) error {
+func runHook(h specs.Hook, input []byte, run func(*exec.Cmd) error) error {
 	ctx := context.Background()
 	if h.Timeout != nil {
 		var cancel func()
@@ -64,7 +64,7 @@ func runHook(h specs.Hook, input []byte) error {
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	err := run(cmd)
 	if ctx.Err() != nil {
 		return fmt.Errorf("took longer than its timeout of %d s", *h.Timeout)
 	}

@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// System calls that take IDs of 32 bits.
 const (
-	sysSetresuid = unix.SYS_SETRESUID
-	sysSetresgid = unix.SYS_SETRESGID
-	sysSetgroups = unix.SYS_SETGROUPS
+	SysSetresuid = unix.SYS_SETRESUID
+	SysSetresgid = unix.SYS_SETRESGID
+	SysSetgroups = unix.SYS_SETGROUPS
 )
 
 func setgroups(gids []uint32) error {
-	return rawSetgroups(sysSetgroups, len(gids), unsafe.Pointer(unsafe.SliceData(gids)))
+	return rawSetgroups(SysSetgroups, len(gids), unsafe.Pointer(unsafe.SliceData(gids)))
 }

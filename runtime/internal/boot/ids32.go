@@ -10,11 +10,11 @@ import (
 
 // The plain calls of these architectures know 16 bit IDs.
 const (
-	sysSetresuid = unix.SYS_SETRESUID32
-	sysSetresgid = unix.SYS_SETRESGID32
-	sysSetgroups = unix.SYS_SETGROUPS32
+	SysSetresuid = unix.SYS_SETRESUID32
+	SysSetresgid = unix.SYS_SETRESGID32
+	SysSetgroups = unix.SYS_SETGROUPS32
 )
 
 func setgroups(gids []uint32) error {
-	return rawSetgroups(sysSetgroups, len(gids), unsafe.Pointer(unsafe.SliceData(gids)))
+	return rawSetgroups(SysSetgroups, len(gids), unsafe.Pointer(unsafe.SliceData(gids)))
 }

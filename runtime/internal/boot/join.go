@@ -17,9 +17,13 @@ func join(cfg *Config) (*program, error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("unshare the working directory: %w", err)
 	}
-	const all = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	if err := unix.Setns(TargetFD, all); err != nil {
-		return nil, fmt.Errorf("join the container's namespaces: %w", err)
+	// Not those that it shares with the host, which from a user namespace may
+	// not be joined.
+	const ours = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	if flags := cfg.enter & ours; flags != 0 {
+		if err := unix.Setns(TargetFD, flags); err != nil {
+			return nil, fmt.Errorf("join the container's namespaces: %w", err)
+		}
 	}
 	unix.Close(TargetFD)
 	tty := -1

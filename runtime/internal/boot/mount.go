@@ -65,6 +65,8 @@ type mountPlan struct {
 	set, clear   uint64 // attributes of the top mount
 	rset, rclear uint64 // attributes of it and everything below
 	propagation  []attr
+	idmap        bool        // idmap or ridmap: IDs are mapped as in the user namespace
+	idmapBelow   bool        // ridmap: also below it
 	copyUp       bool        // fill a tmpfs with what is below it
 	flags        []string    // superFlags
 	data         [][2]string // key and value; the value of a flag is ""
@@ -79,6 +81,8 @@ func planMount(m specs.Mount) (mountPlan, error) {
 			p.kind = "bind"
 		case o == "rbind":
 			p.kind, p.recursive = "bind", true
+		case o == "idmap" || o == "ridmap":
+			p.idmap, p.idmapBelow = true, o == "ridmap"
 		case o == "remount":
 			return p, fmt.Errorf("mount %s: option remount makes no sense in a new mount namespace", m.Destination)
 		case o == "tmpcopyup" && p.kind == "tmpfs":
@@ -231,14 +235,18 @@ func moveMount(fd int, target *os.File) error {
 
 // mountAll makes the configuration's mounts below root, in order.
 func mountAll(root *os.File, cfg *Config) error {
-	for _, m := range cfg.Mounts {
+	for i, m := range cfg.Mounts {
 		p, err := planMount(m)
 		if err != nil {
 			return err
 		}
-		if p.kind == "cgroup" {
+		given, isGiven := cfg.Given.Mounts[i]
+		switch {
+		case isGiven:
+			err = p.attachIn(root, firstFD+given)
+		case p.kind == "cgroup":
 			err = mountCgroups(root, p, cfg.NewCgroup)
-		} else {
+		default:
 			err = p.mount(root)
 		}
 		if err != nil {
@@ -297,7 +305,7 @@ func (p mountPlan) target(root *os.File, fd int) (*os.File, error) {
 // MountOptions lists the options that are understood; others go to the file
 // system.
 func MountOptions() []string {
-	names := []string{"bind", "rbind", "tmpcopyup"}
+	names := []string{"bind", "rbind", "idmap", "ridmap", "tmpcopyup"}
 	names = slices.AppendSeq(names, maps.Keys(propagations))
 	for name := range attrs {
 		names = append(names, name, "r"+name)

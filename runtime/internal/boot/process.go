@@ -31,11 +31,11 @@ type program struct {
 // before the capabilities go, and must allow what follows.
 func restrict(cfg *Config, tty int) (*program, error) {
 	p := cfg.Process
-	prog := &program{args: p.Args, filter: cfg.filter, tty: tty, apparmor: p.ApparmorProfile, preserve: cfg.PreserveFDs, inherited: firstFD}
+	prog := &program{args: p.Args, filter: cfg.filter, tty: tty, apparmor: p.ApparmorProfile, preserve: cfg.PreserveFDs, inherited: firstFD + cfg.Given.count()}
 	if err := schedule(cfg); err != nil {
 		return nil, err
 	}
-	if err := setRlimits(p.Rlimits); err != nil {
+	if err := SetRlimits(0, p.Rlimits); err != nil {
 		return nil, err
 	}
 	if err := enterCwd(p.Cwd); err != nil {
@@ -97,16 +97,18 @@ func isOurs(path string) bool {
 	return ours.Dev == its.Dev && ours.Ino == its.Ino
 }
 
-func setRlimits(limits []specs.POSIXRlimit) error {
+// SetRlimits sets those of a process; 0 is this one. Without the right to it a
+// hard limit is raised as far as is allowed.
+func SetRlimits(pid int, limits []specs.POSIXRlimit) error {
 	for _, l := range limits {
 		which, ok := rlimits[l.Type]
 		if !ok {
 			return fmt.Errorf("unknown rlimit %q", l.Type)
 		}
 		want := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
-		err := unix.Prlimit(0, which, &want, nil)
+		err := unix.Prlimit(pid, which, &want, nil)
 		if errors.Is(err, unix.EPERM) {
-			err = clampRlimit(which, want)
+			err = clampRlimit(pid, which, want)
 		}
 		if err != nil {
 			return fmt.Errorf("set %s to %d:%d: %w", l.Type, l.Soft, l.Hard, err)
@@ -117,14 +119,14 @@ func setRlimits(limits []specs.POSIXRlimit) error {
 
 // clampRlimit sets as much as a process without CAP_SYS_RESOURCE may. The
 // warning about it is the creator's.
-func clampRlimit(which int, want unix.Rlimit) error {
+func clampRlimit(pid, which int, want unix.Rlimit) error {
 	var have unix.Rlimit
-	if err := unix.Prlimit(0, which, nil, &have); err != nil {
+	if err := unix.Prlimit(pid, which, nil, &have); err != nil {
 		return err
 	}
 	want.Max = min(want.Max, have.Max)
 	want.Cur = min(want.Cur, want.Max)
-	return unix.Prlimit(0, which, &want, nil)
+	return unix.Prlimit(pid, which, &want, nil)
 }
 
 // HardLimit is how far this process may raise a limit.
@@ -195,10 +197,10 @@ func setIDs(u specs.User) error {
 		return os.NewSyscallError("setgroups", err)
 	}
 	gid, uid := uintptr(u.GID), uintptr(u.UID)
-	if _, _, e := unix.RawSyscall(sysSetresgid, gid, gid, gid); e != 0 {
+	if _, _, e := unix.RawSyscall(SysSetresgid, gid, gid, gid); e != 0 {
 		return fmt.Errorf("set group %d: %w", u.GID, e)
 	}
-	if _, _, e := unix.RawSyscall(sysSetresuid, uid, uid, uid); e != 0 {
+	if _, _, e := unix.RawSyscall(SysSetresuid, uid, uid, uid); e != 0 {
 		return fmt.Errorf("set user %d: %w", u.UID, e)
 	}
 	if u.Umask != nil {

@@ -63,7 +63,11 @@ func isolate(propagation string) error {
 // attachRoot puts the root file system into this mount namespace as a mount of
 // its own, which pivot_root wants.
 func attachRoot(cfg *Config) (*os.File, error) {
-	at, err := os.OpenFile(cfg.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	place := cfg.Root
+	if cfg.Given.Root { // it was where we started: the way there may be closed to us
+		place = "."
+	}
+	at, err := os.OpenFile(place, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the root: %w", err)
 	}
@@ -75,7 +79,7 @@ func attachRoot(cfg *Config) (*os.File, error) {
 	// A shared parent would carry the mount to the host, and pivot_root
 	// refuses it. There is one only if the configuration wants it.
 	if cfg.RootfsPropagation != "" {
-		if err := makeParentPrivate(cfg.Root); err != nil {
+		if err := makeParentPrivate(place); err != nil {
 			root.Close()
 			return nil, err
 		}
@@ -88,6 +92,9 @@ func attachRoot(cfg *Config) (*os.File, error) {
 }
 
 func detachedRoot(cfg *Config) (*os.File, error) {
+	if cfg.Given.Root {
+		return os.NewFile(firstFD, cfg.Root), nil
+	}
 	if cfg.Rootfs != nil {
 		return cfg.Rootfs.Open()
 	}

@@ -28,6 +28,9 @@ func (m *Monitor) adopt(req wire.Request, files []*os.File) error {
 			handles[req.Handles[i]] = f
 		}
 	}
+	if req.ExecID != "" {
+		return c.adoptExec(req.ExecID, handles)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.orphan == nil {
@@ -93,31 +96,40 @@ func own(f *os.File) *os.File {
 	return os.NewFile(uintptr(dup(rawFD(f))), f.Name())
 }
 
-// exited takes the exit code of an adopted container from the client, whose
-// child it became.
-func (c *container) exited(code int) error {
-	if c.adopted == nil {
+// exited takes the exit code of an adopted container, or of an execution in it,
+// from the client, whose child it became.
+func (c *container) exited(execID string, code int) error {
+	adopted := c.adopted
+	if execID != "" {
+		adopted = nil
+		c.mu.Lock()
+		if p := c.execs[execID]; p != nil {
+			adopted = p.adopted
+		}
+		c.mu.Unlock()
+	}
+	if adopted == nil {
 		return errdef.Conflict.Errorf("container %s is not adopted", c.id)
 	}
 	select {
-	case c.adopted <- code:
+	case adopted <- code:
 	default:
 	}
 	return nil
 }
 
 // awaitAdopted is reap for a process that is not our child.
-func (c *container) awaitAdopted() int {
-	if err := reap.Ended(c.pidfd); err != nil {
+func awaitAdopted(pidfd *os.File, told <-chan int) int {
+	if err := reap.Ended(pidfd); err != nil {
 		return lostCode
 	}
 	timeout := time.After(5 * time.Second)
 	for {
-		if code, ok := reap.Recorded(rawFD(c.pidfd)); ok {
+		if code, ok := reap.Recorded(rawFD(pidfd)); ok {
 			return code
 		}
 		select {
-		case code := <-c.adopted:
+		case code := <-told:
 			return code
 		case <-time.After(10 * time.Millisecond): // until whoever is its parent reaps it
 		case <-timeout:

@@ -148,6 +148,18 @@ func (c *container) sendHandles(w *watcher) {
 	w.send(wire.Event{Kind: wire.EventHandles, ID: c.id, Handles: names}, fds...)
 }
 
+// sendExecHandles tells a new watcher of what runs besides.
+func (c *container) sendExecHandles(w *watcher) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, p := range c.execs {
+		if p.pidfd != nil {
+			names, fds := p.handles()
+			w.send(wire.Event{Kind: wire.EventHandles, ID: c.id, ExecID: id, Handles: names}, fds...)
+		}
+	}
+}
+
 func (m *Monitor) tellHandles(c *container) {
 	m.mu.Lock()
 	var all []*watcher

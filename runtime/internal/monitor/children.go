@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"os"
+	"os/exec"
 	"os/signal"
 	"sync"
 
@@ -54,6 +55,21 @@ func (c *children) fork(f func() (pid int, err error)) (pid int, err error) {
 		c.waited[pid] = true
 	}
 	return pid, err
+}
+
+// run runs a program of ours that is not a container's.
+func (c *children) run(cmd *exec.Cmd) error {
+	pid, err := c.fork(func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
+		return err
+	}
+	defer c.forget(pid)
+	return cmd.Wait()
 }
 
 // forget is called when the process has been waited for.

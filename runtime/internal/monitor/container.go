@@ -73,7 +73,7 @@ func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
 }
 
 func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
-	if len(files) != 1 || req.Launch == nil || req.ID == "" {
+	if len(files) == 0 || req.Launch == nil || req.ID == "" || req.Launch.User != nil && len(files) < 2 {
 		return wire.Reply{}, nil, errdef.Invalid.Errorf("create: incomplete request")
 	}
 	c := m.newContainer(req.ID, req.Launch)
@@ -86,7 +86,7 @@ func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.
 	if taken {
 		return wire.Reply{}, nil, errdef.Conflict.Errorf("container %s exists already", c.id)
 	}
-	warnings, err := c.launchInit(files[0])
+	warnings, err := c.launchInit(files)
 	if err != nil {
 		m.forget(c)
 		return wire.Reply{}, nil, err
@@ -102,14 +102,14 @@ func (m *Monitor) forget(c *container) {
 }
 
 // launchInit clones the init and begins to watch it.
-func (c *container) launchInit(config *os.File) (warnings []string, err error) {
+func (c *container) launchInit(files []*os.File) (warnings []string, err error) {
 	if c.launch.Foreign != nil {
-		return nil, c.launchForeign(config)
+		return nil, c.launchForeign(files[0])
 	}
 	if c.group, warnings, err = cgroup.Create(c.cgroupPath(), c.launch.Resources); err != nil {
 		return nil, err
 	}
-	if err := c.spawnInit(config); err != nil {
+	if err := c.spawnInit(files); err != nil {
 		c.group.Remove()
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (c *container) cgroupPath() string {
 	return "/minke/" + c.id
 }
 
-func (c *container) spawnInit(config *os.File) error {
+func (c *container) spawnInit(files []*os.File) error {
 	if err := c.openLog(); err != nil {
 		return err
 	}
@@ -154,7 +154,13 @@ func (c *container) spawnInit(config *os.File) error {
 		return err
 	}
 	defer theirs.close()
-	child, err := c.clone(spawn.Process{Launch: c.launch, Config: rawFD(config), Stdio: theirs.fds(), Target: -1})
+	theirs.give(c.launch.User)
+	p := spawn.Process{Launch: c.launch, Config: rawFD(files[0]), Stdio: theirs.fds(), Target: -1, User: -1}
+	if files = files[1:]; c.launch.User != nil {
+		p.User, files = rawFD(files[0]), files[1:]
+	}
+	p.Extra = fdsOf(files)
+	child, err := c.clone(p)
 	if err != nil {
 		ours.close()
 		return err
@@ -200,7 +206,10 @@ func (c *container) admit(l *wire.Launch, child spawn.Child) error {
 			return err
 		}
 	}
-	return child.Conn.Send(boot.Word{Seccomp: c.launch.Seccomp})
+	if err := boot.SetRlimits(child.Pid, l.Limits); err != nil {
+		return err
+	}
+	return boot.SendFirst(child.Conn, c.launch, c.hookState(child.Pid))
 }
 
 func (c *container) openLog() (err error) {
@@ -228,6 +237,14 @@ func (c *container) awaitBoot() {
 	defer close(c.booted)
 	var r boot.Report
 	files, err := c.conn.Recv(&r)
+	if err == nil && r.Built {
+		if c.bootErr = c.runHooks(); c.bootErr != nil {
+			unix.PidfdSendSignal(rawFD(c.pidfd), unix.SIGKILL, nil, 0)
+			return
+		}
+		r = boot.Report{}
+		files, err = c.conn.Recv(&r)
+	}
 	if err != nil {
 		c.bootErr = errors.New("the container's init ended before it was ready")
 		return
@@ -237,6 +254,27 @@ func (c *container) awaitBoot() {
 		return
 	}
 	c.useTerminal(files[0])
+}
+
+// hookState is what hooks are told, nil where there are none.
+func (c *container) hookState(pid int) *specs.State {
+	if c.launch.Hooks == nil {
+		return nil
+	}
+	s := c.launch.Hooks.State
+	s.Pid, s.Status = pid, specs.StateCreating
+	return &s
+}
+
+// runHooks runs those that see the host, while the init waits before it enters
+// the root.
+func (c *container) runHooks() error {
+	if h := c.launch.Hooks; h != nil {
+		if err := boot.HookList(h.List).Run(c.hookState(c.pid), c.m.children.run); err != nil {
+			return err
+		}
+	}
+	return c.conn.Send(boot.Word{})
 }
 
 func (c *container) useTerminal(f *os.File) {
@@ -309,7 +347,7 @@ func (c *container) awaitCode() int {
 		return c.exit.Code
 	}
 	if c.adopted != nil {
-		return c.awaitAdopted()
+		return awaitAdopted(c.pidfd, c.adopted)
 	}
 	code, err := reap.Wait(c.pidfd)
 	c.m.children.forget(c.pid)

@@ -21,9 +21,20 @@ const keepEnded = 64
 // process is a further process in a container. Its streams belong to the
 // client alone; the monitor keeps the terminal to resize it.
 type process struct {
-	tty  *os.File
-	done chan struct{}
-	exit *wire.Exit // when done
+	pidfd   *os.File // nil before it runs and after its end
+	tty     *os.File
+	adopted chan int // if set, it is somebody else's child; its exit code
+	done    chan struct{}
+	exit    *wire.Exit // when done
+}
+
+// handles are what a client keeps of it for the next monitor.
+func (p *process) handles() (names []string, fds []int) {
+	names, fds = []string{wire.HandlePidfd}, []int{rawFD(p.pidfd)}
+	if p.tty != nil {
+		names, fds = append(names, wire.HandleTTY), append(fds, rawFD(p.tty))
+	}
+	return names, fds
 }
 
 func (c *container) exec(ctx context.Context, req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
@@ -78,7 +89,12 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 		}
 		return c.launched(p, req, pid, pollable(fd, "pidfd"), tty, ours)
 	}
-	child, err := c.clone(spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd)})
+	spawned := spawn.Process{Launch: l, Config: rawFD(config), Stdio: theirs.fds(), Target: rawFD(c.pidfd), User: -1}
+	if c.launch.User != nil {
+		theirs.give(c.launch.User)
+		spawned.User = rawFD(c.pidfd)
+	}
+	child, err := c.clone(spawned)
 	if err != nil {
 		ours.close()
 		return 0, nil, nil, err
@@ -101,10 +117,22 @@ func (c *container) launchExec(p *process, req wire.Request, config *os.File) (p
 // launched watches the new process.
 func (c *container) launched(p *process, req wire.Request, pid int, pidfd, tty *os.File, ours stdio) (int, []string, []*os.File, error) {
 	if tty != nil {
-		p.tty = keep(tty)
-		ours = terminalEnds(p.tty, req.Streams)
+		tty = keep(tty)
+		ours = terminalEnds(tty, req.Streams)
 	}
-	go c.awaitExecEnd(p, req.ExecID, pid, pidfd)
+	c.mu.Lock()
+	p.pidfd, p.tty = pidfd, tty
+	kept, fds := p.handles()
+	c.mu.Unlock()
+	c.m.tell(wire.Event{Kind: wire.EventHandles, ID: c.id, ExecID: req.ExecID, Handles: kept}, fds...)
+	go func() {
+		code, err := reap.Wait(pidfd)
+		c.m.children.forget(pid)
+		if err != nil {
+			code = lostCode
+		}
+		c.execEnded(p, req.ExecID, code)
+	}()
 	names, files := ours.named()
 	return pid, names, files, nil
 }
@@ -164,15 +192,28 @@ func (s stdio) named() (names []string, files []*os.File) {
 	return names, files
 }
 
-func (c *container) awaitExecEnd(p *process, id string, pid int, pidfd *os.File) {
-	code, err := reap.Wait(pidfd)
-	c.m.children.forget(pid)
-	if err != nil {
-		code = lostCode
+// adoptExec watches a process that a monitor before us started.
+func (c *container) adoptExec(id string, h map[string]*os.File) error {
+	if h[wire.HandlePidfd] == nil {
+		return errdef.Invalid.Errorf("adopt exec %s of container %s: handles are missing", id, c.id)
 	}
-	pidfd.Close()
+	p := &process{pidfd: keep(own(h[wire.HandlePidfd])), tty: keep(own(h[wire.HandleTTY])), adopted: make(chan int, 1), done: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.execs[id] != nil {
+		return errdef.Conflict.Errorf("exec %s of container %s is no orphan", id, c.id)
+	}
+	c.execs[id] = p
+	go func() { c.execEnded(p, id, awaitAdopted(p.pidfd, p.adopted)) }()
+	return nil
+}
+
+func (c *container) execEnded(p *process, id string, code int) {
+	c.m.tell(wire.Event{Kind: wire.EventGone, ID: c.id, ExecID: id})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.pidfd.Close()
+	p.pidfd = nil
 	p.exit = &wire.Exit{Code: code, At: time.Now().UTC()}
 	if p.tty != nil {
 		p.tty.Close()

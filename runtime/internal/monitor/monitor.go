@@ -185,7 +185,7 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 	case wire.Delete:
 		return wire.Reply{}, nil, m.remove(ctx, c)
 	case wire.Exited:
-		return wire.Reply{}, nil, c.exited(req.Code)
+		return wire.Reply{}, nil, c.exited(req.ExecID, req.Code)
 	case wire.Exec:
 		return c.exec(ctx, req, files)
 	case wire.WaitExec:
@@ -249,6 +249,7 @@ func (m *Monitor) watch(conn *wire.Conn) {
 	w.mu.Unlock()
 	for _, c := range all {
 		c.sendHandles(w)
+		c.sendExecHandles(w)
 	}
 	var ignored struct{}
 	_, err := conn.Recv(&ignored)

@@ -200,6 +200,19 @@ func openPipes(want wire.Streams) (ours, theirs stdio, err error) {
 	return ours, theirs, err
 }
 
+// give makes the streams user 0's of a user namespace, who can then pass them
+// on, and open them again as /dev/stdout.
+func (s stdio) give(u *wire.User) {
+	if u == nil {
+		return
+	}
+	for _, f := range []*os.File{s.in, s.out, s.err} {
+		if f != nil {
+			unix.Fchown(rawFD(f), u.UID, u.GID) // never fails for a pipe
+		}
+	}
+}
+
 // pipe is a pipe of two blocking ends.
 func pipe() (r, w *os.File, err error) {
 	var fds [2]int

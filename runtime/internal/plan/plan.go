@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/internal/userns"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/wire"
 )
@@ -53,8 +53,14 @@ func Divide(c Container, f *Filters) (*wire.Launch, *boot.Config, []string, erro
 	}
 	cfg.Root = c.root()
 	cfg.ReadOnly = s.Root != nil && s.Root.Readonly
+	if launch.User = userOf(s); launch.User != nil {
+		launch.User.Dir = cfg.Root
+		process := *s.Process
+		cfg.Process, launch.Limits, process.Rlimits = &process, s.Process.Rlimits, nil
+	}
 	for _, ns := range s.Linux.Namespaces {
 		switch {
+		case ns.Type == specs.UserNamespace: // whoever clones the process enters it
 		case ns.Path != "" && ns.Type != specs.PIDNamespace && ns.Type != specs.TimeNamespace:
 			cfg.Join = append(cfg.Join, ns)
 		case ns.Path == "" && ns.Type == specs.MountNamespace:
@@ -64,6 +70,56 @@ func Divide(c Container, f *Filters) (*wire.Launch, *boot.Config, []string, erro
 		}
 	}
 	return launch, cfg, warningsOf(s.Process), nil
+}
+
+// userOf is user 0 of the container's user namespace on the host, nil without
+// one.
+func userOf(s *specs.Spec) *wire.User {
+	if _, ok := userNamespace(s); !ok {
+		return nil
+	}
+	uid, gid, _ := mapping(s).Host(0, 0) // check has looked
+	return &wire.User{UID: int(uid), GID: int(gid)}
+}
+
+func mapping(s *specs.Spec) userns.Mapping {
+	return userns.Mapping{UIDs: s.Linux.UIDMappings, GIDs: s.Linux.GIDMappings}
+}
+
+func userNamespace(s *specs.Spec) (specs.LinuxNamespace, bool) {
+	for _, ns := range s.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace {
+			return ns, true
+		}
+	}
+	return specs.LinuxNamespace{}, false
+}
+
+// Files are the descriptors that the container's process needs besides its
+// configuration, which they become part of: its user namespace, if it has one,
+// then those of boot.Prepare.
+func Files(s *specs.Spec, cfg *boot.Config) (files []*os.File, err error) {
+	var user *boot.User
+	if ns, ok := userNamespace(s); ok {
+		user = &boot.User{Mapping: mapping(s)}
+		if ns.Path != "" {
+			user.NS, err = os.Open(ns.Path)
+		} else {
+			user.NS, err = userns.New(user.Mapping)
+		}
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, user.NS)
+	}
+	more, err := boot.Prepare(cfg, user)
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, err
+	}
+	return append(files, more...), nil
 }
 
 func (c Container) root() string {
@@ -118,14 +174,9 @@ func refuse(id string, s *specs.Spec) error {
 	case len(s.Linux.NetDevices) > 0:
 		what = "moving network devices"
 	}
-	for _, ns := range s.Linux.Namespaces {
-		if ns.Type == specs.UserNamespace {
-			what = "user namespaces"
-		}
-	}
-	for _, m := range s.Mounts {
-		if len(m.UIDMappings)+len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
-			what = "mounts with mapped IDs (" + m.Destination + ")"
+	if _, ok := userNamespace(s); ok {
+		if _, _, mapped := mapping(s).Host(0, 0); !mapped || len(s.Linux.UIDMappings) == 0 {
+			return errdef.Invalid.Errorf("container %s: its user namespace has no user 0 or no group 0; say in uidMappings and gidMappings who they are, also for a namespace that is joined", id)
 		}
 	}
 	if what == "" {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -60,14 +61,19 @@ func (r Root) Create(id, bundle string, spec *specs.Spec, o Options) (c *Contain
 	} else if err != nil {
 		return nil, nil, nil, err
 	}
-	more, tty, err := c.create(cfg, o)
+	files, err := plan.Files(spec, cfg)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, os.RemoveAll(r.dir(id)))
+	}
+	defer closeAll(files)
+	more, tty, err := c.create(cfg, files, o)
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, os.RemoveAll(r.dir(id)))
 	}
 	return c, tty, append(warnings, more...), nil
 }
 
-func (c *Container) create(cfg *boot.Config, o Options) (warnings []string, tty *os.File, err error) {
+func (c *Container) create(cfg *boot.Config, files []*os.File, o Options) (warnings []string, tty *os.File, err error) {
 	config, err := plan.ConfigFile(cfg)
 	if err != nil {
 		return nil, nil, err
@@ -81,7 +87,15 @@ func (c *Container) create(cfg *boot.Config, o Options) (warnings []string, tty 
 		return nil, nil, err
 	}
 	c.Cgroups = c.group.Paths
-	child, err := c.clone(spawn.Process{Launch: c.Launch, Config: int(config.Fd()), Stdio: [3]int{0, 1, 2}, Target: -1, Extra: o.extra()})
+	p := spawn.Process{Launch: c.Launch, Config: int(config.Fd()), Stdio: [3]int{0, 1, 2}, Target: -1, User: -1}
+	if c.Launch.User != nil {
+		p.User, files = int(files[0].Fd()), files[1:]
+	}
+	for _, f := range files {
+		p.Extra = append(p.Extra, int(f.Fd()))
+	}
+	p.Extra = append(p.Extra, o.extra()...)
+	child, err := c.clone(p)
 	if err != nil {
 		return nil, nil, errors.Join(err, c.group.Remove())
 	}
@@ -113,21 +127,32 @@ func (c *Container) clone(p spawn.Process) (spawn.Child, error) {
 		p.Cgroup = int(dir.Fd())
 	}
 	child, err := spawn.Start(p)
-	if err != nil || p.Launch.OOMScoreAdj == nil {
+	if err != nil {
 		return child, err
 	}
-	if err := spawn.SetOOMScore(child.Pid, *p.Launch.OOMScoreAdj); err != nil {
+	if p.Launch.OOMScoreAdj != nil {
+		err = spawn.SetOOMScore(child.Pid, *p.Launch.OOMScoreAdj)
+	}
+	if err == nil {
+		err = boot.SetRlimits(child.Pid, p.Launch.Limits)
+	}
+	if err != nil {
 		discard(child)
-		return child, err
 	}
-	return child, nil
+	return child, err
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // raise takes a new init to where it waits to be started, and writes the state.
 func (c *Container) raise(child spawn.Child) (tty *os.File, err error) {
 	state := c.State()
 	state.Status, state.Pid = specs.StateCreating, c.Pid
-	if err := child.Conn.Send(boot.Word{Seccomp: c.Launch.Seccomp, State: &state}); err != nil {
+	if err := boot.SendFirst(child.Conn, c.Launch, &state); err != nil {
 		return nil, fmt.Errorf("the container's init ended before it was ready: %w", err)
 	}
 	for ready := false; !ready; {
@@ -164,10 +189,10 @@ func (c *Container) raise(child spawn.Child) (tty *os.File, err error) {
 }
 
 func (c *Container) hooksBeforePivot(state *specs.State) error {
-	if err := hookList(c.Hooks.Prestart).Run(state); err != nil {
+	if err := hookList(c.Hooks.Prestart).Run(state, (*exec.Cmd).Run); err != nil {
 		return err
 	}
-	return hookList(c.Hooks.CreateRuntime).Run(state)
+	return hookList(c.Hooks.CreateRuntime).Run(state, (*exec.Cmd).Run)
 }
 
 // listen makes the socket on which the init waits. Addresses of sockets are
@@ -227,7 +252,7 @@ func (c *Container) Start() error {
 		return nil
 	}
 	state.Status = specs.StateRunning
-	if err := hookList(c.Hooks.Poststart).Run(&state); err != nil {
+	if err := hookList(c.Hooks.Poststart).Run(&state, (*exec.Cmd).Run); err != nil {
 		c.Kill(unix.SIGKILL, true)
 		return err
 	}
@@ -271,9 +296,13 @@ func (c *Container) Exec(p *specs.Process, o Options) (pid int, tty *os.File, er
 		return 0, nil, err
 	}
 	defer config.Close()
+	user := -1
+	if c.Launch.User != nil {
+		user = target
+	}
 	child, err := c.clone(spawn.Process{
-		Launch: &wire.Launch{Terminal: p.Terminal, OOMScoreAdj: p.OOMScoreAdj}, Config: int(config.Fd()),
-		Stdio: [3]int{0, 1, 2}, Target: target, Extra: o.extra(),
+		Launch: &wire.Launch{Terminal: p.Terminal, OOMScoreAdj: p.OOMScoreAdj, Limits: p.Rlimits}, Config: int(config.Fd()),
+		Stdio: [3]int{0, 1, 2}, Target: target, User: user, Extra: o.extra(),
 	})
 	if err != nil {
 		return 0, nil, err
@@ -289,7 +318,7 @@ func (c *Container) Exec(p *specs.Process, o Options) (pid int, tty *os.File, er
 
 // join takes a further process all the way to its program.
 func (c *Container) join(child spawn.Child) (tty *os.File, err error) {
-	if err := child.Conn.Send(boot.Word{Seccomp: c.Launch.Seccomp}); err != nil {
+	if err := boot.SendFirst(child.Conn, c.Launch, nil); err != nil {
 		return nil, err
 	}
 	var r boot.Report

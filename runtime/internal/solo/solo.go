@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -259,7 +260,7 @@ func (c *Container) Delete(force bool) (warning error, err error) {
 	if c.Hooks != nil {
 		s := c.State()
 		s.Status, s.Pid = specs.StateStopped, 0
-		warning = hookList(c.Hooks.Poststop).Run(&s)
+		warning = hookList(c.Hooks.Poststop).Run(&s, (*exec.Cmd).Run)
 	}
 	return warning, nil
 }

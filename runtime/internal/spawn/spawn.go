@@ -2,8 +2,9 @@
 //
 // The caller gives a Launch and descriptors; a Child comes back whose process
 // runs package boot and waits for its configuration's start. Namespaces that
-// must exist before the process does are made here: all new ones by clone, and
-// the pid namespace that is joined, because only children enter it. It is born
+// must exist before the process does are made here: all new ones by clone, but a
+// user namespace, which is entered first so that it owns the others (user.go);
+// and the pid namespace that is joined, because only children enter it. It is born
 // into its cgroups, too.
 //
 // The program that runs is this one, executed from a read-only mount that has
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/fork"
 	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/wire"
@@ -34,6 +36,7 @@ type Process struct {
 	Stdio  [3]int // the program's 0–2
 	Cgroup int    // descriptor of a version 2 cgroup, or -1
 	Target int    // for a further process: pidfd of the container's first, else -1
+	User   int    // descriptor of a user namespace, or of a process in it, or -1
 	Extra  []int  // descriptors that the program gets from 3 on
 
 	// Enter puts the calling thread into the container's cgroups of version 1.
@@ -77,7 +80,13 @@ func Start(p Process) (Child, error) {
 	for _, fd := range p.Extra {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
-	pid, err := forkFrom(func() error { return enter(p, pidns) }, exe, []string{"minke-runtime", applet}, attr)
+	argv := []string{"minke-runtime", applet}
+	pid, err := forkFrom(func() error { return enter(p, pidns) }, func() (int, error) {
+		if p.User >= 0 {
+			return startInUser(p, exe, argv, attr)
+		}
+		return syscall.ForkExec(exe, argv, attr)
+	})
 	if err != nil {
 		conn.Close()
 		if errors.Is(err, unix.EINVAL) && newTime(p.Launch.Namespaces) {
@@ -103,6 +112,7 @@ func attributes(p Process) (*syscall.ProcAttr, int, error) {
 			return nil, -1, errdef.Invalid.Wrap(err)
 		}
 		switch {
+		case ns.Type == specs.UserNamespace: // see user.go
 		case ns.Path == "" && ns.Type != specs.CgroupNamespace && ns.Type != specs.TimeNamespace:
 			sys.Cloneflags |= flag
 		case ns.Path != "" && ns.Type == specs.PIDNamespace:
@@ -166,12 +176,12 @@ func enterTime(path string, offsets map[string]specs.LinuxTimeOffset) error {
 // forkFrom clones from a thread of its own that was prepared for it. A process
 // that is moved to a cgroup after its birth makes the kernel wait for all
 // processors to take notice, 10 ms; a thread that moves itself does not.
-func forkFrom(prepare func() error, exe string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
+func forkFrom(prepare func() error, clone func() (int, error)) (pid int, err error) {
 	err = thread.Run(func() error {
 		if err := prepare(); err != nil {
 			return err
 		}
-		pid, err = syscall.ForkExec(exe, argv, attr)
+		pid, err = clone()
 		return err
 	})
 	return pid, err
@@ -183,12 +193,16 @@ var executable = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", os.NewSyscallError("open_tree", err)
 	}
+	defer unix.Close(fd)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		unix.Close(fd)
 		return "", os.NewSyscallError("mount_setattr", err)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, fork.High)
+	if err != nil {
+		return "", os.NewSyscallError("dup", err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", high), nil
 })
 
 // SetOOMScore goes as low as this process may where it may not go lower; the

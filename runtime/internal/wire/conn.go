@@ -26,7 +26,7 @@ import (
 const (
 	headerLen  = 8
 	maxMessage = 8 << 20 // an OCI configuration is some ten kilobytes
-	maxFiles   = 64      // the kernel's limit is 253
+	maxFiles   = 253     // the kernel takes no more
 )
 
 // A Conn is one end of a connection.

@@ -18,7 +18,7 @@ type Op string
 const (
 	Watch    Op = "watch"    // answer: every container's handles, then events for as long as it is open
 	Shutdown Op = "shutdown" // end the monitor
-	Create   Op = "create"   // Launch; descriptor: the boot configuration
+	Create   Op = "create"   // Launch; descriptors: the boot configuration, and those of Launch.User
 	Start    Op = "start"
 	Kill     Op = "kill" // Signal, All
 	Wait     Op = "wait"
@@ -37,8 +37,9 @@ const (
 	CloseStdin Op = "closestdin"
 	Detach     Op = "detach"
 
-	// After a monitor died: a container's Handles; the exit Code of one that
-	// became the client's child; and that no more handles will come.
+	// After a monitor died: Handles of a container, or of a further process of
+	// one, which comes after it; the exit Code of one that became the client's
+	// child; and that no more handles will come.
 	Adopt  Op = "adopt"
 	Exited Op = "exited"
 	Settle Op = "settle"
@@ -84,11 +85,36 @@ type Launch struct {
 
 	Foreign *Foreign `json:"foreign,omitempty"`
 
+	// User is set in a container with a user namespace. Then the descriptor
+	// after the configuration's is that namespace, and those after it are the
+	// first process's.
+	User *User `json:"user,omitempty"`
+
+	// Hooks run before the root is entered, if set; then the init waits for it.
+	Hooks *Hooks `json:"hooks,omitempty"`
+
+	// Limits are set by the monitor: in a user namespace a process may not
+	// raise its own.
+	Limits []specs.POSIXRlimit `json:"limits,omitempty"`
+
 	Namespaces  []specs.LinuxNamespace           `json:"ns,omitempty"`
 	CgroupsPath string                           `json:"cgroup,omitempty"`
 	Resources   *specs.LinuxResources            `json:"resources,omitempty"`
 	TimeOffsets map[string]specs.LinuxTimeOffset `json:"time,omitempty"`
 	Seccomp     string                           `json:"seccomp,omitempty"` // file of a compiled filter, also for execs
+}
+
+// A User is user 0 of a user namespace.
+type User struct {
+	UID int    `json:"uid"` // on the host
+	GID int    `json:"gid"`
+	Dir string `json:"dir"` // where the first process starts: the mount point of its root, for it may not be able to find it itself
+}
+
+// Hooks are those that the monitor runs, and what all of a container are told.
+type Hooks struct {
+	List  []specs.Hook `json:"list,omitempty"`
+	State specs.State  `json:"state"` // without the process ID
 }
 
 // A Foreign is another OCI runtime that makes the container. Then the
@@ -163,13 +189,14 @@ type State struct {
 type Event struct {
 	Kind    string   `json:"kind"` // see the constants
 	ID      string   `json:"id"`
+	ExecID  string   `json:"exec,omitempty"` // of handles and gone: it is of this process
 	Handles []string `json:"handles,omitempty"`
 }
 
 const (
 	EventHandles = "handles" // descriptors to keep for the next monitor
 	EventStdin   = "stdin"   // the container's input is closed: drop the handle
-	EventGone    = "gone"    // deleted: drop all handles
+	EventGone    = "gone"    // deleted, or ended: drop all handles
 	EventOOM     = "oom"
 )
 
