@@ -16,6 +16,9 @@
 // "Successfully built"). Instructions that only change the configuration run
 // nothing and so print no "Running in".
 //
+// Stages that do not need each other are built at once, a command on each
+// processor; what they say comes one stage after the other, as if they had been.
+//
 // A failed or cancelled build leaves the images of the instructions that
 // succeeded, as cache; everything else is garbage that it collects itself, or
 // the next GC after a crash. Builds may run at once.
@@ -26,16 +29,19 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/minke-os/minke/engine/store"
-	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -63,9 +69,32 @@ type RunSpec struct {
 	Config dockerspec.DockerOCIImageConfig // environment, user, directory; no command, no entrypoint
 	Cmd    []string                        // complete, with the shell if any
 	Host   HostConfig
+	Mounts []RunMount
 
 	Started        func(containerID string)
 	Stdout, Stderr io.Writer
+}
+
+// A RunMount is what RUN --mount puts into the container for one command. It
+// is no part of the layer, nor is the mount point if the mount made it.
+type RunMount struct {
+	Type     instructions.MountType // bind, cache, tmpfs or secret
+	Target   string                 // absolute; "" for a secret in the environment alone
+	ReadOnly bool
+
+	// What bind shows and a new cache begins with: a file or directory of a
+	// stack of layers. A bind that is not read-only loses what is written.
+	Layers oci.ChainID
+	Path   string
+
+	CacheID string                 // cache
+	Sharing instructions.ShareMode // cache; "" is shared
+	Mode    os.FileMode            // cache, secret
+	UID     int
+	GID     int
+	Size    int64  // tmpfs, in bytes; 0 is as much as there is
+	Secret  []byte // secret: never to be written to the data root
+	Env     string // secret: variable to have it in, "" for none
 }
 
 // A RunResult is how the command ended.
@@ -101,11 +130,13 @@ type Options struct {
 	Args       map[string]*string // nil takes no value and so leaves a default
 	Labels     map[string]string
 	NoCache    bool
+	Pull       bool     // look for a newer base image even if there is one
 	CacheFrom  []string // images whose history may stand in for instructions
 	Platform   oci.Platform
 	Host       HostConfig
-	Remove     bool // print that intermediate containers are removed
-	Quiet      bool // print nothing but errors
+	Secrets    map[string][]byte // for RUN --mount=type=secret, by ID
+	Remove     bool              // print that intermediate containers are removed
+	Quiet      bool              // print nothing but errors
 }
 
 // Output is where a build talks.
@@ -168,12 +199,21 @@ type builder struct {
 	now time.Time
 
 	dockerfile []byte
-	files      *source // the context
-	args       *args
-	stages     []*stage // done, or the last of them in work
-	sources    map[oci.ChainID]*source
-	step       int
-	steps      int
+	files      *source     // the context
+	filesChain oci.ChainID // its layer
+
+	visible      sync.Once // guards the layer of visibleContext
+	visibleChain oci.ChainID
+	visibleErr   error
+
+	args   *args
+	stages []*stage
+	steps  int
+	orders *order
+	slots  chan struct{} // one for each stage that may work
+
+	mu      sync.Mutex // guards sources
+	sources map[oci.ChainID]*source
 }
 
 func (b *builder) close() {
@@ -185,39 +225,52 @@ func (b *builder) close() {
 	}
 }
 
-// build works through the plan's stages up to the target.
+// build works through the plan's stages up to the target, at once as far as
+// they do not need each other.
 func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
+	for _, w := range p.warnings {
+		fmt.Fprintf(b.out.Stderr, "[WARNING]: %s\n", w.Short)
+	}
 	b.args, b.steps = newArgs(b.o), p.steps()
 	for i := range p.global {
-		b.announce(p.global[i].String())
+		fmt.Fprintf(b.out.Stdout, "Step %d/%d : %s\n", i+1, b.steps, p.global[i].String())
 		if err := b.args.global(&p.global[i], p.lex); err != nil {
 			return "", err
 		}
 	}
-	var id oci.ImageID
-	for i := range p.stages {
-		st, err := b.from(ctx, &p.stages[i], p)
-		if err != nil {
-			return "", err
-		}
-		for _, c := range p.stages[i].Commands {
-			if err := ctx.Err(); err != nil {
-				return "", err
-			}
-			b.announce(sourceOf(c))
-			if err := st.do(ctx, c); err != nil {
-				return "", err
-			}
-			b.printf(" ---> %s\n", st.image.Short())
-		}
-		if id = st.image; id == "" {
-			return "", errdef.Invalid.Errorf("No image was generated. Is your Dockerfile empty?")
-		}
-		if b.out.ImageID != nil {
-			b.out.ImageID(id)
-		}
+	b.makeStages(p)
+	work, ctx := errgroup.WithContext(ctx)
+	for _, st := range b.stages {
+		work.Go(func() error {
+			defer b.orders.end(st.index)
+			defer close(st.done)
+			return st.build(ctx)
+		})
 	}
-	return id, nil
+	if err := work.Wait(); err != nil {
+		return "", err
+	}
+	for _, st := range b.stages {
+		maps.Copy(b.args.consumed, st.args.consumed)
+	}
+	return b.stages[len(b.stages)-1].image, nil
+}
+
+// makeStages gives each stage its voice and the number of its first step.
+func (b *builder) makeStages(p *plan) {
+	b.slots = make(chan struct{}, runtime.GOMAXPROCS(0))
+	b.orders = newOrder(len(p.stages), b.out.Stderr)
+	step := len(p.global)
+	for i := range p.stages {
+		lex := *p.lex // it has scratch space
+		st := &stage{
+			builder: b, index: i, name: p.stages[i].Name, plan: &p.stages[i], lex: &lex, args: b.args.stage(), step: step,
+			done: make(chan struct{}),
+		}
+		st.own, st.out = b.orders.voices(i, b.out)
+		step += 1 + len(p.stages[i].Commands)
+		b.stages = append(b.stages, st)
+	}
 }
 
 func sourceOf(c instructions.Command) string {
@@ -227,26 +280,17 @@ func sourceOf(c instructions.Command) string {
 	return strings.ToUpper(c.Name())
 }
 
-func (b *builder) announce(text string) {
-	b.step++
-	b.printf("Step %d/%d : %s\n", b.step, b.steps, text)
-}
-
-func (b *builder) printf(format string, args ...any) {
-	fmt.Fprintf(b.out.Stdout, format, args...)
-}
-
 // finish names the image and says so.
 func (b *builder) finish(id oci.ImageID) error {
 	if unused := b.args.unused(); len(unused) > 0 {
 		fmt.Fprintf(b.out.Stderr, "[Warning] One or more build-args %v were not consumed\n", unused)
 	}
-	b.printf("Successfully built %s\n", id.Short())
+	fmt.Fprintf(b.out.Stdout, "Successfully built %s\n", id.Short())
 	for _, ref := range b.o.Tags {
 		if err := b.Store.Tag(id, ref); err != nil {
 			return err
 		}
-		b.printf("Successfully tagged %s\n", ref.Familiar())
+		fmt.Fprintf(b.out.Stdout, "Successfully tagged %s\n", ref.Familiar())
 	}
 	return nil
 }

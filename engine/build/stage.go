@@ -1,12 +1,13 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -26,37 +27,108 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // A stage is what a FROM begins: an image that grows with each instruction.
 type stage struct {
 	*builder
-	name   string
-	lex    *shell.Lex
+	index int
+	name  string
+	plan  *instructions.Stage
+	lex   *shell.Lex
+	args  *args
+	own   io.Writer     // for what the stage says
+	out   Output        // for its commands
+	step  int           // that was announced last
+	done  chan struct{} // closed when the stage is built, or never will be
+
 	image  oci.ImageID // "" until the first instruction after FROM scratch
 	base   oci.ImageID
 	config dockerspec.DockerOCIImage
 	chain  oci.ChainID
+	built  bool // all went well
 	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it alone
 
-	cache []store.Image // that may be hit; nil once something was not
+	cache   []store.Image        // that may be hit; nil once something was not
+	allowed map[oci.ImageID]bool // of these only; nil is all
 }
 
-// from begins a stage.
-func (b *builder) from(ctx context.Context, s *instructions.Stage, p *plan) (*stage, error) {
-	b.announce(s.SourceCode)
-	b.args.reset()
-	st := &stage{builder: b, name: s.Name, lex: p.lex}
-	if err := st.setBase(ctx, s); err != nil {
-		return nil, err
+// build works through the stage's instructions.
+func (st *stage) build(ctx context.Context) error {
+	if err := st.takeSlot(ctx); err != nil {
+		return err
 	}
-	b.stages = append(b.stages, st)
+	defer st.giveSlot()
+	if err := st.from(ctx); err != nil {
+		return err
+	}
+	for _, c := range st.plan.Commands {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		st.announce(sourceOf(c))
+		if err := st.do(ctx, c); err != nil {
+			return err
+		}
+		st.printf(" ---> %s\n", st.image.Short())
+	}
+	if st.image == "" {
+		return errdef.Invalid.Errorf("No image was generated. Is your Dockerfile empty?")
+	}
+	if st.out.ImageID != nil {
+		st.out.ImageID(st.image)
+	}
+	st.built = true
+	return nil
+}
+
+func (st *stage) takeSlot(ctx context.Context) error {
+	select {
+	case st.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (st *stage) giveSlot() { <-st.slots }
+
+// await waits for an earlier stage. Meanwhile others may work, for it may be
+// just those that it waits for.
+func (st *stage) await(ctx context.Context, earlier *stage) error {
+	st.giveSlot()
+	select {
+	case <-earlier.done:
+	case <-ctx.Done():
+	}
+	st.slots <- struct{}{} // soon: who has one either works, and ends with ctx, or waits without
+	if !earlier.built {
+		<-ctx.Done() // when the other's error has become the build's
+	}
+	return ctx.Err()
+}
+
+func (st *stage) announce(text string) {
+	st.step++
+	st.printf("Step %d/%d : %s\n", st.step, st.steps, text)
+}
+
+func (st *stage) printf(format string, args ...any) {
+	fmt.Fprintf(st.own, format, args...)
+}
+
+// from begins the stage.
+func (st *stage) from(ctx context.Context) error {
+	st.announce(st.plan.SourceCode)
+	if err := st.setBase(ctx, st.plan); err != nil {
+		return err
+	}
 	if err := st.openCache(); err != nil {
-		return nil, err
+		return err
 	}
 	if !defines(st.config.Config.Env, defaultPath) {
 		st.config.Config.Env = append(st.config.Config.Env, defaultPath)
 	}
 	if err := st.trigger(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	b.printf(" ---> %s\n", st.image.Short())
-	return st, nil
+	st.printf(" ---> %s\n", st.image.Short())
+	return nil
 }
 
 // setBase finds the image that FROM names: an earlier stage, scratch, an image
@@ -80,6 +152,9 @@ func (st *stage) setBase(ctx context.Context, s *instructions.Stage) error {
 		}
 	}
 	if earlier := st.earlier(name); earlier != nil {
+		if err := st.await(ctx, earlier); err != nil {
+			return err
+		}
 		return st.adopt(earlier.image)
 	}
 	if name == "scratch" {
@@ -99,27 +174,38 @@ func (st *stage) expandFrom(word string) (string, error) {
 	return out, err
 }
 
-// earlier finds a finished stage by name.
-func (b *builder) earlier(name string) *stage {
-	for _, st := range slices.Backward(b.stages) {
-		if st.name != "" && strings.EqualFold(st.name, name) {
-			return st
+// earlier finds a stage above this one by name.
+func (st *stage) earlier(name string) *stage {
+	for _, other := range slices.Backward(st.stages[:st.index]) {
+		if other.name != "" && strings.EqualFold(other.name, name) {
+			return other
 		}
 	}
 	return nil
 }
 
 // find gives an image, pulling it if it is not here.
-func (b *builder) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
-	id, _, err := b.Store.Resolve(name)
-	if err == nil || !errdef.Is(err, errdef.NotFound) || b.Pull == nil {
+func (st *stage) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
+	id, _, err := st.Store.Resolve(name)
+	ref, perr := oci.ParseReference(name)
+	anew := perr == nil && (st.o.Pull || err == nil && !st.suits(id, p)) // an ID cannot be pulled
+	if st.Pull == nil || err == nil && !anew || err != nil && !errdef.Is(err, errdef.NotFound) {
 		return id, err
 	}
-	ref, perr := oci.ParseReference(name)
 	if perr != nil {
 		return "", errdef.Invalid.Wrap(perr)
 	}
-	return b.Pull(ctx, ref, p, b.out.Stdout)
+	return st.Pull(ctx, ref, p, st.out.Stdout)
+}
+
+// suits reports whether an image runs on a platform, if that was asked for.
+func (st *stage) suits(id oci.ImageID, p oci.Platform) bool {
+	img, err := st.Store.Image(id)
+	if err != nil || p == oci.Host() {
+		return true
+	}
+	is := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	return slices.Contains(p.Runs(), is.Canonical())
 }
 
 // adopt makes an image the current one.
@@ -248,11 +334,14 @@ func shellOf(c dockerspec.DockerOCIImageConfig) []string {
 // commit makes an image of the current configuration, unless the cache has
 // it, and goes on from there.
 func (st *stage) commit(ctx context.Context, createdBy string, layer *store.Layer) error {
-	if layer == nil && st.hit(createdBy) {
+	if layer == nil && st.hit(ctx, createdBy) {
 		return nil
 	}
+	return st.commitAt(ctx, createdBy, layer, st.now)
+}
+
+func (st *stage) commitAt(ctx context.Context, createdBy string, layer *store.Layer, created time.Time) error {
 	config := st.config
-	created := st.now
 	config.Created = &created
 	config.History = append(slices.Clip(config.History), v1.History{
 		Created: &created, CreatedBy: createdBy, Author: config.Author, EmptyLayer: layer == nil,
@@ -277,107 +366,4 @@ func (st *stage) commit(ctx context.Context, createdBy string, layer *store.Laye
 	}
 	st.become(img)
 	return nil
-}
-
-// openCache lists what may be hit in this stage.
-func (st *stage) openCache() error {
-	st.cache = nil
-	if st.o.NoCache {
-		return nil
-	}
-	all, err := st.Store.Images()
-	if err != nil {
-		return err
-	}
-	st.cache = all
-	return nil
-}
-
-// hit goes on with the image that an earlier build made by the same
-// instruction from the same image. After the first miss there are no more.
-func (st *stage) hit(createdBy string) bool {
-	for _, img := range st.cache {
-		if img.Parent == st.image && st.follows(img, createdBy) {
-			st.printf(" ---> Using cache\n")
-			st.become(img)
-			return true
-		}
-	}
-	if st.hitForeign(createdBy) {
-		return true
-	}
-	st.cache = nil
-	return false
-}
-
-// follows reports whether an image is the current one and one instruction.
-func (st *stage) follows(img store.Image, createdBy string) bool {
-	n := len(st.config.History)
-	if len(img.Config.History) != n+1 || img.Config.History[n].CreatedBy != createdBy {
-		return false
-	}
-	if n == 0 && (img.Config.OS != st.config.OS || img.Config.Architecture != st.config.Architecture) {
-		return false
-	}
-	want, err1 := json.Marshal(st.config.Config)
-	got, err2 := json.Marshal(img.Config.Config)
-	return err1 == nil && err2 == nil && bytes.Equal(want, got)
-}
-
-// hitForeign takes a step from the history of an image that the request names
-// as a cache: it was built elsewhere, so its intermediate images are missing,
-// but history and layers tell what they were.
-func (st *stage) hitForeign(createdBy string) bool {
-	if st.cache == nil {
-		return false
-	}
-	for _, name := range st.o.CacheFrom {
-		id, _, err := st.Store.Resolve(name)
-		if err != nil {
-			continue
-		}
-		img, err := st.Store.Image(id)
-		if err != nil {
-			continue
-		}
-		layer, ok := st.foreignStep(img.Config, createdBy)
-		if !ok {
-			continue
-		}
-		cache := st.cache
-		st.cache = nil // so that commit does not look again
-		err = st.commit(context.Background(), createdBy, layer)
-		st.cache = cache
-		if err == nil {
-			st.printf(" ---> Using cache\n")
-			return true
-		}
-	}
-	return false
-}
-
-// foreignStep reports whether c was built from the current image and then by
-// createdBy, and gives the layer that this made, nil if none.
-func (st *stage) foreignStep(c dockerspec.DockerOCIImage, createdBy string) (*store.Layer, bool) {
-	n := len(st.config.History)
-	if len(c.History) <= n || c.History[n].CreatedBy != createdBy {
-		return nil, false
-	}
-	layers := 0
-	for i, h := range c.History[:n] {
-		if h.CreatedBy != st.config.History[i].CreatedBy {
-			return nil, false
-		}
-		if !h.EmptyLayer {
-			layers++
-		}
-	}
-	if layers > len(c.RootFS.DiffIDs) || !slices.Equal(c.RootFS.DiffIDs[:layers], st.config.RootFS.DiffIDs) {
-		return nil, false
-	}
-	if c.History[n].EmptyLayer || layers == len(c.RootFS.DiffIDs) {
-		return nil, c.History[n].EmptyLayer
-	}
-	l, err := st.Store.Layer(oci.Chain(st.chain, oci.DiffID(c.RootFS.DiffIDs[layers])))
-	return &l, err == nil
 }
