@@ -72,14 +72,14 @@ func query(t testing.TB, name string) []byte {
 
 func TestOwnNamesAreAnsweredAndOthersLeft(t *testing.T) {
 	var m dnsmessage.Message
-	if err := m.Unpack(web().own(query(t, "web."))); err != nil {
+	if err := m.Unpack(web().own(query(t, "web."), maxUDP)); err != nil {
 		t.Fatal(err)
 	}
 	if m.ID != 7 || !m.Response || len(m.Answers) != 1 {
 		t.Errorf("answer = %+v, want one address for query 7", m)
 	}
 	for name, q := range map[string][]byte{"another name": query(t, "example.com."), "half a query": query(t, "web.")[:14], "nothing": nil} {
-		if got := web().own(q); got != nil {
+		if got := web().own(q, maxUDP); got != nil {
 			t.Errorf("%s is answered: %x", name, got)
 		}
 	}
@@ -89,7 +89,7 @@ func FuzzOwn(f *testing.F) {
 	f.Add(query(f, "web."))
 	f.Add(query(f, "other."))
 	f.Fuzz(func(t *testing.T, q []byte) {
-		if b := web().own(q); b != nil {
+		if b := web().own(q, maxUDP); b != nil {
 			var m dnsmessage.Message
 			if err := m.Unpack(b); err != nil || !m.Response {
 				t.Errorf("answer to %x is no response: %v", q, err)
