@@ -97,6 +97,14 @@ func (h *Host) setUpBridge(n *state, link netlink.Link) error {
 	if err := writeSysctl(conf("ipv6", "accept_ra"), "0"); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	if n.EnableIPv6 {
+		// Its link-local address is made from a hardware address that nobody
+		// else has; looking for another owner would take the first second of
+		// each container's traffic.
+		if err := writeSysctl(conf("ipv6", "accept_dad"), "0"); err != nil {
+			return err
+		}
+	}
 	for _, c := range n.IPAM.Config {
 		if !h.hostHasAddress(n, c.Gateway) {
 			continue

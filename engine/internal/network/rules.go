@@ -233,6 +233,9 @@ func (r *rules) queueChains() {
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 
 	rule(prerouting, toThisHost(), jump(publish))
+	// The kernel has no way to send from ::1 to elsewhere and back; this process
+	// carries that over.
+	rule(output, nfproto(reg(0)), equal(reg(0), []byte{unix.NFPROTO_IPV6}), addressIn(r.v6.destination, "::1/128"), leave())
 	rule(output, toThisHost(), jump(publish))
 	rule(forward, jump(user))
 	rule(forward, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
@@ -261,20 +264,17 @@ func (r *rules) queueChains() {
 		rule(publish, is, proto(reg(0)), port(reg(1)), lookUp(f.any, reg(0)), dnat(f))
 		rule(forward, is, into(proto(reg(0)), destination(1), port(reg(after(1))), inSet(f.direct, reg(0)), accept()))
 
-		// From this host to a published port by a loopback address: the answer
-		// must come back here.
-		local := addressIn(f.source, "127.0.0.0/8")
-		if f == &r.v6 {
-			local = addressIn(f.source, "::1/128")
-		}
-		rule(postrouting, is, iface(expr.MetaKeyOIFNAME, reg(0)), inSet(r.bridges, reg(0)), local, masquerade())
 		// A container that reaches itself or a neighbour by the host's address:
 		// the answer must take the same way back.
 		own := slices.Concat(iface(expr.MetaKeyOIFNAME, reg(0)), source(4))
 		rule(postrouting, is, own, inSet(f.own, reg(0)), ctStatusDNAT(), masquerade())
 		rule(postrouting, is, own, notInSet(f.own, reg(0)), nfproto(reg(0)), source(1), inSet(f.hide, reg(0)), masquerade())
 	}
-	rule(loopback, nfproto(reg(0)), equal(reg(0), []byte{unix.NFPROTO_IPV4}), iface(expr.MetaKeyIIFNAME, reg(0)), inSet(r.bridges, reg(0)), addressIn(r.v4.destination, "127.0.0.0/8"), drop())
+	// From this host to a published port by a loopback address: the answer must
+	// come back here.
+	v4 := slices.Concat(nfproto(reg(0)), equal(reg(0), []byte{unix.NFPROTO_IPV4}))
+	rule(postrouting, v4, iface(expr.MetaKeyOIFNAME, reg(0)), inSet(r.bridges, reg(0)), addressIn(r.v4.source, "127.0.0.0/8"), masquerade())
+	rule(loopback, v4, iface(expr.MetaKeyIIFNAME, reg(0)), inSet(r.bridges, reg(0)), addressIn(r.v4.destination, "127.0.0.0/8"), drop())
 	rule(forward, into(drop()))
 }
 
