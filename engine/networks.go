@@ -218,7 +218,8 @@ func (e *Engine) NetworkRemove(ctx context.Context, name string) error {
 	return nil
 }
 
-// NetworkPrune removes networks that no container, running or not, uses.
+// NetworkPrune removes networks that no container, running or not, uses, but
+// no configurations of others.
 func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneReport, error) {
 	out := nettypes.PruneReport{NetworksDeleted: []string{}}
 	if err := f.check("until", "label", "label!"); err != nil {
@@ -235,10 +236,14 @@ func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneRep
 		}
 	}
 	for _, n := range e.net.Networks() {
-		if predefined(n.Name) || used[n.ID] || !f.Labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
+		if predefined(n.Name) || n.ConfigOnly || used[n.ID] || !f.Labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
 			continue
 		}
-		if err := e.NetworkRemove(ctx, n.ID); err != nil {
+		err := e.NetworkRemove(ctx, n.ID)
+		if errdef.Is(err, errdef.Forbidden) {
+			continue // somebody uses it by now
+		}
+		if err != nil {
 			return out, err
 		}
 		out.NetworksDeleted = append(out.NetworksDeleted, n.Name)

@@ -33,8 +33,9 @@ func yes() *bool { v := true; return &v }
 // A site is a container whose port 80 answers, by TCP and UDP, with the address
 // that it was called from.
 type site struct {
-	d  *testdaemon.Daemon
-	id string
+	d    *testdaemon.Daemon
+	id   string
+	stop func() // its server, which keeps the container's network
 }
 
 // newSite starts one on a network, published as asked for.
@@ -43,7 +44,7 @@ func newSite(t *testing.T, d *testdaemon.Daemon, name, netName string, bindings 
 	c := cmd("sleep", "6000")
 	tcp, udp := network.MustParsePort("80/tcp"), network.MustParsePort("80/udp")
 	c.ExposedPorts = network.PortSet{tcp: {}, udp: {}}
-	s := site{d, d.RunDetached(testdaemon.Spec{Name: name, Config: c, Host: container.HostConfig{
+	s := site{d: d, id: d.RunDetached(testdaemon.Spec{Name: name, Config: c, Host: container.HostConfig{
 		NetworkMode: container.NetworkMode(netName), PortBindings: network.PortMap{tcp: bindings, udp: bindings},
 	}})}
 	s.listen(t)
@@ -52,7 +53,7 @@ func newSite(t *testing.T, d *testdaemon.Daemon, name, netName string, bindings 
 
 // listen has the container's port 80 answer. The server is this process, on the
 // container's network.
-func (s site) listen(t *testing.T) {
+func (s *site) listen(t *testing.T) {
 	t.Helper()
 	err := s.d.InContainer(s.id, func() error {
 		l, err := net.Listen("tcp", ":80")
@@ -63,7 +64,8 @@ func (s site) listen(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		t.Cleanup(func() { l.Close(); c.Close() })
+		s.stop = func() { l.Close(); c.Close() }
+		t.Cleanup(s.stop)
 		go func() {
 			for {
 				conn, err := l.Accept()
@@ -327,4 +329,18 @@ func inspectNetwork(t *testing.T, d *testdaemon.Daemon, name string) network.Ins
 		t.Fatal(err)
 	}
 	return n.Network
+}
+
+// keepTrying tries until there is no error, for some seconds.
+func keepTrying(t *testing.T, try func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); ; {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 }

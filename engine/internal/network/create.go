@@ -154,43 +154,58 @@ func (h *Host) Create(_ context.Context, r network.CreateRequest) (n network.Net
 	if !names.MatchString(r.Name) {
 		return n, "", errdef.Invalid.Errorf("invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", r.Name)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if isPredefined(r.Name) || r.Name == network.NetworkDefault {
-		return n, "", errdef.Forbidden.Errorf("operation is not permitted on predefined %s network", r.Name)
-	}
-	for _, other := range h.networks {
-		if other.Name == r.Name {
-			return n, "", errdef.Conflict.Errorf("network with name %s already exists", r.Name)
-		}
-	}
-	if n, err = h.describe(r, nil); err != nil {
-		return n, "", err
-	}
-	s, err := newState(n)
+	s, err := h.create(r)
 	if err != nil {
 		return n, "", err
 	}
+	if s.wired() && s.bridge == "" {
+		// Not with the lock held, for this may take a while.
+		if err := h.probe(s); err != nil {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			delete(h.networks, s.ID)
+			return n, "", errors.Join(err, h.forget(s.ID), h.removeInterfaces(s))
+		}
+	}
+	h.at("network-made")
+	return s.Network, "", nil
+}
+
+func (h *Host) create(r network.CreateRequest) (*state, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if isPredefined(r.Name) || r.Name == network.NetworkDefault {
+		return nil, errdef.Forbidden.Errorf("operation is not permitted on predefined %s network", r.Name)
+	}
+	for _, other := range h.networks {
+		if other.Name == r.Name {
+			return nil, errdef.Conflict.Errorf("network with name %s already exists", r.Name)
+		}
+	}
+	n, err := h.describe(r, nil)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newState(n)
+	if err != nil {
+		return nil, err
+	}
 	if err := h.checkUnique(s); err != nil {
-		return n, "", err
+		return nil, err
 	}
 	// The record comes first: what a crash leaves is a network like others,
 	// whose interface the next start makes.
 	if err := h.save(&n); err != nil {
-		return n, "", err
+		return nil, err
 	}
 	h.at("network-record")
 	if s.wired() {
-		if err = h.ensure(s); err == nil && s.bridge == "" {
-			err = h.probe(s)
-		}
-		if err != nil {
-			return n, "", errors.Join(err, h.removeInterfaces(s), h.forget(n.ID))
+		if err := h.ensure(s); err != nil {
+			return nil, errors.Join(err, h.removeInterfaces(s), h.forget(n.ID))
 		}
 	}
-	h.at("network-made")
 	h.networks[n.ID] = s
-	return n, "", nil
+	return s, nil
 }
 
 // checkUnique refuses an interface that another network has.

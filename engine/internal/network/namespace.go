@@ -170,8 +170,8 @@ func (h *Host) plugOffshoot(ns *namespace, n *state, l *leg, name string) error 
 	link := h.offshoot(n, parent, name)
 	link.Attrs().Namespace = netlink.NsFd(ns.fd)
 	link.Attrs().HardwareAddr = net.HardwareAddr(l.settings.MacAddress)
-	if err := h.links.LinkAdd(link); err != nil {
-		return offshootError(n, err)
+	if err := h.addOffshoot(n, link); err != nil {
+		return err
 	}
 	err = ns.configure(n, l, name)
 	made, ferr := ns.handle.LinkByName(name)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -93,14 +94,24 @@ func (h *Host) probe(n *state) error {
 	var tail [4]byte
 	rand.Read(tail[:])
 	link := h.offshoot(n, parent, "mk"+hex.EncodeToString(tail[:]))
-	if err := h.links.LinkAdd(link); err != nil {
-		return offshootError(n, err)
+	if err := h.addOffshoot(n, link); err != nil {
+		return err
 	}
 	return h.links.LinkDel(link)
 }
 
-func offshootError(n *state, err error) error {
+// addOffshoot makes an interface on the parent. One that does not get along
+// with it may belong to a container that has just ended, which the kernel takes
+// apart in its own time.
+func (h *Host) addOffshoot(n *state, link netlink.Link) error {
+	err := h.links.LinkAdd(link)
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && (errors.Is(err, syscall.EBUSY) || errors.Is(err, syscall.EINVAL)); {
+		time.Sleep(20 * time.Millisecond)
+		err = h.links.LinkAdd(link)
+	}
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, syscall.EOPNOTSUPP):
 		return errdef.Unavailable.Errorf("this kernel has no %s interfaces: enable %s", n.Driver, strings.ToUpper(n.Driver))
 	case errors.Is(err, syscall.EBUSY), errors.Is(err, syscall.EINVAL):
