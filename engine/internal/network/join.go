@@ -77,7 +77,9 @@ func (h *Host) join(s Sandbox, fresh bool) (_ Joined, err error) {
 	if err := h.publish(m, s.Ports, !fresh); err != nil {
 		return Joined{}, err
 	}
-	h.at("network-published")
+	if fresh {
+		h.at("network-published")
+	}
 	return h.joined(m), nil
 }
 
@@ -109,9 +111,7 @@ func (h *Host) reserve(s Sandbox) (*member, error) {
 		return nil, errdef.Conflict.Errorf("container %s is on its networks already", s.Name)
 	}
 	m := &member{sandbox: s, endpoints: map[string]*leg{}}
-	// Those that insist on an address come first.
-	order := slices.Clone(s.Endpoints)
-	for _, ep := range order {
+	for _, ep := range s.Endpoints {
 		if err := h.reserveLeg(m, ep); err != nil {
 			h.releaseLocked(m)
 			return nil, err
