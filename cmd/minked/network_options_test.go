@@ -84,6 +84,8 @@ func TestNetworkOptionsOfTheCLI(t *testing.T) {
 		{"run -d --name bb --network tiny busybox sleep 6000", false, ""},
 		{"run --rm --network tiny busybox true", true, "no available addresses on this network's address pools"},
 		{"rm -f bb", false, ""},
+		{"run --rm --network own --link-local-ip 169.254.7.7 busybox ip -o addr show eth0", false, "169.254.7.7/16"},
+		{"run --rm --network own --link-local-ip 10.1.1.1 busybox true", true, "invalid link-local IP address"},
 		// Options of the bridge.
 		{"network create -o com.docker.network.bridge.name=mtx0 -o com.docker.network.container_iface_prefix=lan named", false, ""},
 		{"run --rm --network named busybox ip -o addr show lan0", false, "inet 10."},
@@ -135,6 +137,40 @@ func TestNetworkOptionsOfTheCLI(t *testing.T) {
 	runLines(t, docker, []line{{"network rm conf", false, ""}})
 	if links := d.Links(); slices.ContainsFunc(links, func(l string) bool { return strings.HasPrefix(l, "br-") || strings.HasPrefix(l, "mk") || l == "mtx0" }) {
 		t.Errorf("interfaces after prune: %v, want no bridges", links)
+	}
+}
+
+func TestFlagsOfTheDefaultNetwork(t *testing.T) {
+	t.Parallel()
+	flags := []string{"--bip", "10.44.0.1/24", "--fixed-cidr", "10.44.0.64/26", "--ipv6", "--fixed-cidr-v6", "fd44::/64", "--icc=false", "--mtu", "1400", "--ip", "127.0.0.1"}
+	d := testdaemon.Start(t, flags...)
+	docker := dockerCLI(t, d)
+	id := inspectNetwork(t, d, "bridge").ID
+	runLines(t, docker, []line{
+		{"run -d --name aa -p 80 busybox sleep 6000", false, ""},
+		{"exec aa ip -o addr show eth0", false, "inet 10.44.0.64/24"},
+		{"exec aa ip -o addr show eth0", false, "inet6 fd44::2/64"},
+		{"exec aa cat /sys/class/net/eth0/mtu", false, "1400"},
+		{"exec aa ping -c 1 -W 1 10.44.0.1", false, "1 packets received"},
+		{"run --rm busybox ping -c 1 -W 1 10.44.0.64", true, "0 packets received"},
+		{"port aa", false, "-> 127.0.0.1:"},
+		{"rm -f aa", false, ""},
+	})
+	d.Stop()
+	d.Up("--bip", "10.45.0.1/24", "--fixed-cidr", "10.45.0.0/28", "--icc=true")
+	runLines(t, docker, []line{
+		{"run --rm busybox ip -o addr show eth0", false, "inet 10.45.0.2/24"},
+		{"run -d --name aa busybox sleep 6000", false, ""},
+		{"run --rm busybox ping -c 1 -W 5 10.45.0.2", false, "1 packets received"},
+		{"rm -f aa", false, ""},
+	})
+	if got := inspectNetwork(t, d, "bridge").ID; got != id {
+		t.Errorf("the default network has another ID after a change of flags: %s, was %s", got, id)
+	}
+	for _, bad := range [][]string{{"--bip", "10.44.0.0/24"}, {"--fixed-cidr-v6", "fd44::/64"}, {"--mtu", "1"}, {"--default-address-pool", "base=10.0.0.0/8,size=4"}, {"--bridge", "a/b"}} {
+		if out, err := d.Command(t.Context(), "minked", append([]string{"--validate"}, bad...)...); err == nil {
+			t.Errorf("minked %v: %q, want it refused", bad, out)
+		}
 	}
 }
 

@@ -213,7 +213,7 @@ func (ns *namespace) configure(n *state, l *leg, name string) error {
 			return err
 		}
 	}
-	for _, p := range l.prefixes() {
+	for _, p := range append(l.prefixes(), l.linkLocal()...) {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() && n.bridge != "" {
 			addr.Flags = unix.IFA_F_NODAD // the pool is ours, nobody else has it
@@ -223,6 +223,21 @@ func (ns *namespace) configure(n *state, l *leg, name string) error {
 		}
 	}
 	return ns.handle.LinkSetUp(eth)
+}
+
+// linkLocal are the further addresses that were asked for (--link-local-ip).
+func (l *leg) linkLocal() (out []netip.Prefix) {
+	if l.settings.IPAMConfig == nil {
+		return nil
+	}
+	for _, a := range l.settings.IPAMConfig.LinkLocalIPs {
+		bits := 16 // 169.254.0.0/16 (RFC 3927)
+		if a.Is6() {
+			bits = 64 // fe80::/64 (RFC 4291)
+		}
+		out = append(out, netip.PrefixFrom(a, bits))
+	}
+	return out
 }
 
 // linkOf is the index of the interface that has an endpoint's address; 0 if

@@ -188,6 +188,11 @@ func CheckEndpoint(n network.Network, s *network.EndpointSettings) error {
 	if n.ID == "" || s.IPAMConfig == nil {
 		return nil // it need not be there before the start
 	}
+	for _, a := range s.IPAMConfig.LinkLocalIPs {
+		if !a.IsLinkLocalUnicast() || a.Is6() && !n.EnableIPv6 {
+			return errdef.Invalid.Errorf("invalid config for network %s: invalid link-local IP address: %s", n.Name, a)
+		}
+	}
 	for _, a := range []struct {
 		ip     netip.Addr
 		family string
