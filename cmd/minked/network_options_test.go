@@ -30,14 +30,14 @@ func dockerCLI(t *testing.T, d *testdaemon.Daemon) func(args string) (string, er
 	}
 }
 
-// A line is a docker command and what its output must contain.
-type line struct {
+// docked is a docker command and what its output must contain.
+type docked struct {
 	args string
 	fail bool
 	want string
 }
 
-func runLines(t *testing.T, docker func(string) (string, error), lines []line) {
+func runLines(t *testing.T, docker func(string) (string, error), lines []docked) {
 	t.Helper()
 	for _, l := range lines {
 		out, err := docker(l.args)
@@ -55,7 +55,7 @@ func TestNetworkOptionsOfTheCLI(t *testing.T) {
 		docker("rm -f aa bb")
 		d.Command(context.Background(), "sh", "-c", "docker network prune -f")
 	})
-	runLines(t, docker, []line{
+	runLines(t, docker, []docked{
 		// IPAM.
 		{"network create pool", false, ""},
 		{"network inspect -f {{(index~.IPAM.Config~0).Subnet}} pool", false, "10.77."},
@@ -134,7 +134,7 @@ func TestNetworkOptionsOfTheCLI(t *testing.T) {
 	if out, _ := docker("network ls --filter type=custom --format {{.Name}}"); out != "conf" {
 		t.Errorf("networks after prune: %q, want the configuration alone", out)
 	}
-	runLines(t, docker, []line{{"network rm conf", false, ""}})
+	runLines(t, docker, []docked{{"network rm conf", false, ""}})
 	if links := d.Links(); slices.ContainsFunc(links, func(l string) bool { return strings.HasPrefix(l, "br-") || strings.HasPrefix(l, "mk") || l == "mtx0" }) {
 		t.Errorf("interfaces after prune: %v, want no bridges", links)
 	}
@@ -146,7 +146,7 @@ func TestFlagsOfTheDefaultNetwork(t *testing.T) {
 	d := testdaemon.Start(t, flags...)
 	docker := dockerCLI(t, d)
 	id := inspectNetwork(t, d, "bridge").ID
-	runLines(t, docker, []line{
+	runLines(t, docker, []docked{
 		{"run -d --name aa -p 80 busybox sleep 6000", false, ""},
 		{"exec aa ip -o addr show eth0", false, "inet 10.44.0.64/24"},
 		{"exec aa ip -o addr show eth0", false, "inet6 fd44::2/64"},
@@ -158,7 +158,7 @@ func TestFlagsOfTheDefaultNetwork(t *testing.T) {
 	})
 	d.Stop()
 	d.Up("--bip", "10.45.0.1/24", "--fixed-cidr", "10.45.0.0/28", "--icc=true")
-	runLines(t, docker, []line{
+	runLines(t, docker, []docked{
 		{"run --rm busybox ip -o addr show eth0", false, "inet 10.45.0.2/24"},
 		{"run -d --name aa busybox sleep 6000", false, ""},
 		{"run --rm busybox ping -c 1 -W 5 10.45.0.2", false, "1 packets received"},
@@ -179,7 +179,7 @@ func TestMacvlanIsOnTheNeighboursNetwork(t *testing.T) {
 	d := testdaemon.Start(t)
 	n := d.Neighbor()
 	docker := dockerCLI(t, d)
-	runLines(t, docker, []line{
+	runLines(t, docker, []docked{
 		{"network create -d macvlan -o parent=up0 --subnet 10.99.0.0/24 --gateway 10.99.0.2 --ip-range 10.99.0.128/25 --ipv6 --subnet fd99::/64 --ip-range fd99::100/120 lan", false, ""},
 		{"network create -d macvlan -o parent=up0 --subnet 10.98.0.0/24 second", true, "is already using parent interface up0"},
 		{"network create -d macvlan -o parent=nosuch wrong", true, "parent interface nosuch is not there"},
@@ -209,7 +209,7 @@ func TestMacvlanIsOnTheNeighboursNetwork(t *testing.T) {
 	}
 	a.stop()
 	b.stop()
-	runLines(t, docker, []line{
+	runLines(t, docker, []docked{
 		{"rm -f aa bb", false, ""},
 		{"network rm lan", false, ""},
 		{"network create -d macvlan --internal -o parent=up0 -o macvlan_mode=private --subnet 10.99.0.0/24 lan", false, ""},
@@ -235,7 +235,7 @@ func TestMacvlanIsOnTheNeighboursNetwork(t *testing.T) {
 			if got := whoAmI(n.Do, "tcp", net.JoinHostPort(a.endpoint("lan").IPAddress.String(), "80")); got != testdaemon.NeighborIPv4 {
 				t.Errorf("from the neighbour: the site sees %q", got)
 			}
-			runLines(t, docker, []line{{"rm -f ii", false, ""}, {"network rm lan", false, ""}})
+			runLines(t, docker, []docked{{"rm -f ii", false, ""}, {"network rm lan", false, ""}})
 		})
 	}
 	t.Run("vlan", func(t *testing.T) {
@@ -246,7 +246,7 @@ func TestMacvlanIsOnTheNeighboursNetwork(t *testing.T) {
 		if err != nil {
 			t.Fatal(out, err)
 		}
-		runLines(t, docker, []line{
+		runLines(t, docker, []docked{
 			{"run --rm --network host busybox ip -d link show up0.100", false, "id 100"},
 			{"run --rm --network tagged busybox ip addr show eth0", false, "10.97.0."},
 			{"network rm tagged", false, ""},
