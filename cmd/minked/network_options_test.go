@@ -86,6 +86,13 @@ func TestNetworkOptionsOfTheCLI(t *testing.T) {
 		{"rm -f bb", false, ""},
 		{"run --rm --network own --link-local-ip 169.254.7.7 busybox ip -o addr show eth0", false, "169.254.7.7/16"},
 		{"run --rm --network own --link-local-ip 10.1.1.1 busybox true", true, "invalid link-local IP address"},
+		// A new name is known at once, and the old one no more.
+		{"rename aa cc", false, ""},
+		{"run --rm --network own busybox nslookup cc", false, "10.5.0.129"},
+		{"run --rm --network own busybox nslookup aa", true, ""},
+		{"inspect -f {{.NetworkSettings.Networks.own.DNSNames}} cc", false, "[cc"},
+		{"run --rm --name aa --network own --ip 10.5.0.129 busybox true", true, "Address already in use"},
+		{"rename cc aa", false, ""},
 		// Options of the bridge.
 		{"network create -o com.docker.network.bridge.name=mtx0 -o com.docker.network.container_iface_prefix=lan named", false, ""},
 		{"run --rm --network named busybox ip -o addr show lan0", false, "inet 10."},

@@ -148,3 +148,33 @@ func (m *member) ports() network.PortMap {
 	}
 	return out
 }
+
+// Rename has others find a container by another name. It returns the endpoints
+// as they are then; nil if the container has not joined.
+func (h *Host) Rename(containerID, name string) map[string]*network.EndpointSettings {
+	h.mu.Lock()
+	m, ok := h.members[containerID]
+	if !ok {
+		h.mu.Unlock()
+		return nil
+	}
+	m.sandbox.Name = name
+	for id, l := range m.endpoints {
+		n := h.networks[id]
+		if n == nil || !n.wired() {
+			continue
+		}
+		l.names = namesOf(m.sandbox, n, l.settings)
+		l.settings.DNSNames = l.names
+		for _, p := range l.prefixes() {
+			n.taken[p.Addr()] = name
+		}
+	}
+	for _, p := range m.published {
+		if !p.direct {
+			h.ports[p.key] = name
+		}
+	}
+	h.mu.Unlock()
+	return h.joined(m).Endpoints
+}
