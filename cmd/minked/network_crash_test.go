@@ -89,7 +89,7 @@ func TestPacketRulesAreRepairedAndKept(t *testing.T) {
 	s := newSite(t, d, "site", "one", network.PortBinding{})
 	works := func() error {
 		for host, want := range map[string]string{testdaemon.HostIPv4: testdaemon.NeighborIPv4, testdaemon.HostIPv6: testdaemon.NeighborIPv6} {
-			if got := whoAmI(n.Do, "tcp", s.at(t, "tcp", host)); got != want {
+			if got := expect(want, n.Do, "tcp", s.at(t, "tcp", host)); got != want {
 				return fmt.Errorf("by %s the site sees %q, want %q", host, got, want)
 			}
 		}
@@ -275,7 +275,7 @@ func TestDeathAtEachStepOfANetworkLeaksNothing(t *testing.T) {
 			d.Kill() // collects it
 			d.Prepare = nil
 			d.Up()
-			if got := whoAmI(d.InNetNS, "tcp", s.at(t, "tcp", "127.0.0.1")); got == "" {
+			if got := expect("any", d.InNetNS, "tcp", s.at(t, "tcp", "127.0.0.1")); got == "" {
 				t.Error("the bystander's port does not answer")
 			}
 			// What there is, is whole: it can be used and removed.
