@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race test-powercut soak test-vm bench fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-apps test-powercut soak test-vm bench fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -27,6 +27,10 @@ test: ## everything but what takes minutes
 test-race:
 	scripts/deps test
 	go test -race -short -timeout 20m ./...
+
+test-apps: ## servers from Debian in containers: nginx, mosquitto, dnsmasq; a minute or two
+	scripts/deps apps
+	MINKE_TEST_APPS=1 go test -count 1 -run TestRealServers -timeout 10m -v ./cmd/minked
 
 test-powercut: ## a thousand power cuts of the image store, and other file systems; minutes
 	scripts/deps powercut

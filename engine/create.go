@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/minke-os/minke/engine/internal/device"
+	enginenet "github.com/minke-os/minke/engine/internal/network"
 	"github.com/minke-os/minke/engine/internal/spec"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
@@ -357,6 +358,9 @@ func (e *Engine) wantedNetworks(h *container.HostConfig, nc *network.NetworkingC
 		case errdef.Is(err, errdef.NotFound):
 			n.Name = name
 		case err != nil:
+			return err
+		}
+		if err := enginenet.CheckEndpoint(n, s); err != nil {
 			return err
 		}
 		if s == nil {

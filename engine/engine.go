@@ -27,7 +27,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -63,8 +62,7 @@ type Config struct {
 
 	CDIDirs []string // of device specifications; nil: the usual ones
 
-	Bridge string       // name of the default bridge
-	BIP    netip.Prefix // its address
+	Network NetworkOptions // Logger and FaultPoint are this struct's
 
 	Settings
 
@@ -172,7 +170,8 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
 	}
-	if e.net, err = network.Open(ctx, e.db, network.Options{Bridge: cfg.Bridge, BIP: cfg.BIP, Logger: cfg.Logger}); err != nil {
+	cfg.Network.Logger, cfg.Network.FaultPoint = cfg.Logger, cfg.FaultPoint
+	if e.net, err = network.Open(ctx, e.db, cfg.Network); err != nil {
 		return nil, fmt.Errorf("set up networks: %w", err)
 	}
 	e.rt, err = runtime.Open(ctx, runtime.Options{

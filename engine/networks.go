@@ -12,6 +12,15 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 )
 
+// NetworkOptions say what the host's networks look like.
+type NetworkOptions = network.Options
+
+// An AddressPool is a range of addresses for networks that name no subnet.
+type AddressPool = network.Pool
+
+// CheckNetwork says what is wrong with the options.
+func CheckNetwork(o NetworkOptions) error { return o.Check() }
+
 // sandbox describes the container to package network. ok is false for one
 // without a network namespace of its own.
 func (e *Engine) sandbox(r *record, pid int) (s network.Sandbox, ok bool) {
@@ -209,7 +218,8 @@ func (e *Engine) NetworkRemove(ctx context.Context, name string) error {
 	return nil
 }
 
-// NetworkPrune removes networks that no container, running or not, uses.
+// NetworkPrune removes networks that no container, running or not, uses, but
+// no configurations of others.
 func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneReport, error) {
 	out := nettypes.PruneReport{NetworksDeleted: []string{}}
 	if err := f.check("until", "label", "label!"); err != nil {
@@ -226,10 +236,14 @@ func (e *Engine) NetworkPrune(ctx context.Context, f Filters) (nettypes.PruneRep
 		}
 	}
 	for _, n := range e.net.Networks() {
-		if predefined(n.Name) || used[n.ID] || !f.Labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
+		if predefined(n.Name) || n.ConfigOnly || used[n.ID] || !f.Labels("label", n.Labels) || !f.unlabelled("label!", n.Labels) || !until.IsZero() && n.Created.After(until) {
 			continue
 		}
-		if err := e.NetworkRemove(ctx, n.ID); err != nil {
+		err := e.NetworkRemove(ctx, n.ID)
+		if errdef.Is(err, errdef.Forbidden) {
+			continue // somebody uses it by now
+		}
+		if err != nil {
 			return out, err
 		}
 		out.NetworksDeleted = append(out.NetworksDeleted, n.Name)
@@ -256,6 +270,8 @@ func (e *Engine) NetworkConnect(ctx context.Context, name string, req nettypes.C
 		return errdef.Invalid.Errorf("container cannot be connected to host network - container sharing the network namespace of the host cannot be connected to other networks")
 	case r.Host.NetworkMode.IsContainer():
 		return errdef.Invalid.Errorf("container sharing network namespace with another container or host cannot be connected to any other network")
+	case n.ConfigOnly:
+		return errdef.Forbidden.Errorf("cannot connect container to network %s: it is config-only", n.Name)
 	case n.Name == nettypes.NetworkHost || n.Name == nettypes.NetworkNone:
 		return errdef.Forbidden.Errorf("container cannot be connected to network %s while it runs on others", n.Name)
 	}
@@ -266,21 +282,25 @@ func (e *Engine) NetworkConnect(ctx context.Context, name string, req nettypes.C
 	if req.EndpointConfig != nil {
 		settings = req.EndpointConfig.Copy()
 	}
+	if err := network.CheckEndpoint(n, settings); err != nil {
+		return err
+	}
 	settings.NetworkID = n.ID
+	networks, ports := merged(r.Networks, map[string]*nettypes.EndpointSettings{n.Name: settings}), r.Ports
 	if r.runs() {
-		s, _ := e.sandbox(&r, r.Pid)
-		var resolv []byte
-		if settings, resolv, err = e.net.Connect(ctx, s, network.Endpoint{Network: n.ID, Settings: settings}); err != nil {
+		joined, err := e.net.Connect(ctx, r.ID, network.Endpoint{Network: n.ID, Settings: settings})
+		if err != nil {
 			return err
 		}
-		if resolv != nil {
-			if err := e.writeOwn(r.ID, resolvFile, resolv); err != nil {
+		networks, ports = joined.Endpoints, joined.Ports
+		if joined.Resolv != nil {
+			if err := e.writeOwn(r.ID, resolvFile, joined.Resolv); err != nil {
 				return err
 			}
 		}
 	}
 	r = e.change(c, func(r *record) {
-		r.Networks = merged(r.Networks, map[string]*nettypes.EndpointSettings{n.Name: settings})
+		r.Networks, r.Ports = networks, ports
 		delete(r.Networks, nettypes.NetworkNone)
 	})
 	e.publishNetwork(events.ActionConnect, n.ID, n.Name, n.Driver, map[string]string{"container": r.ID})
@@ -307,15 +327,16 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, name string, req nettype
 		}
 		return errdef.Forbidden.Errorf("container %s is not connected to network %s", r.ID, n.Name)
 	}
+	networks, ports := maps.Clone(r.Networks), r.Ports
+	delete(networks, n.Name)
 	if r.runs() {
-		if err := e.net.Disconnect(ctx, c.ID, n.ID); err != nil {
+		joined, err := e.net.Disconnect(ctx, c.ID, n.ID)
+		if err != nil {
 			return err
 		}
+		networks, ports = joined.Endpoints, joined.Ports
 	}
-	r = e.change(c, func(r *record) {
-		r.Networks = maps.Clone(r.Networks)
-		delete(r.Networks, n.Name)
-	})
+	r = e.change(c, func(r *record) { r.Networks, r.Ports = networks, ports })
 	e.publishNetwork(events.ActionDisconnect, n.ID, n.Name, n.Driver, map[string]string{"container": r.ID})
 	return e.rewriteHosts(&r)
 }

@@ -149,6 +149,7 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 	})
 	e.resumeVolumes(&r)
 	if sb, ok := e.sandbox(&r, s.Pid); ok {
+		sb.Ports = r.Ports // one that was any stays what it is
 		joined, err := e.net.Rejoin(ctx, sb)
 		if err != nil {
 			e.log.Error("take up the network of a running container", "container", r.Name, "err", err)

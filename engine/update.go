@@ -32,7 +32,13 @@ func (e *Engine) ContainerRename(_ context.Context, name, newName string) error 
 	if _, err := e.reserveName(newName, c.ID); err != nil {
 		return err
 	}
-	r := e.change(c, func(r *record) { r.Name = newName })
+	networks := e.net.Rename(c.ID, newName)
+	r := e.change(c, func(r *record) {
+		r.Name = newName
+		if networks != nil {
+			r.Networks = networks
+		}
+	})
 	e.releaseName(old)
 	e.publish(events.ActionRename, &r, map[string]string{"oldName": "/" + old})
 	return nil

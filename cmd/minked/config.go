@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -30,6 +29,13 @@ type config struct {
 	Group          string   `json:"group"`
 	Bridge         string   `json:"bridge"`
 	BIP            prefix   `json:"bip"`
+	FixedCIDR      prefix   `json:"fixed-cidr"`
+	IPv6           bool     `json:"ipv6"`
+	FixedV6        prefix   `json:"fixed-cidr-v6"`
+	Pools          pools    `json:"default-address-pools"`
+	MTU            int      `json:"mtu"`
+	ICC            bool     `json:"icc"`
+	BindIP         address  `json:"ip"`
 	PidFile        string   `json:"pidfile"`
 	LogLevel       string   `json:"log-level"`
 	Debug          bool     `json:"debug"`
@@ -68,7 +74,7 @@ func parse(args []string) (*config, error) {
 	c := &config{
 		DataRoot: "/var/lib/minke", ExecRoot: "/run/minke", Hosts: []string{"unix:///run/minke/engine.sock"},
 		Bridge: "minke0", LogLevel: "info", PidFile: "/run/minke/minked.pid", Supervisor: true,
-		LogDriver: "json-file", LiveRestore: true, LogOpts: options{},
+		ICC: true, LogDriver: "json-file", LiveRestore: true, LogOpts: options{},
 		TLSCA: "/etc/minke/ca.pem", TLSCert: "/etc/minke/cert.pem", TLSKey: "/etc/minke/key.pem",
 	}
 	path, named := configFile(args)
@@ -83,6 +89,13 @@ func parse(args []string) (*config, error) {
 	f.StringVarP(&c.Group, "group", "G", c.Group, "group that may use unix sockets; the default is docker's where there is one")
 	f.StringVarP(&c.Bridge, "bridge", "b", c.Bridge, "bridge of the default network; one that exists is used and never changed")
 	f.Var(&c.BIP, "bip", "address of that bridge, as 172.17.0.1/16")
+	f.Var(&c.FixedCIDR, "fixed-cidr", "the part of its subnet that containers get addresses of")
+	f.BoolVar(&c.IPv6, "ipv6", c.IPv6, "the default network has IPv6, too")
+	f.Var(&c.FixedV6, "fixed-cidr-v6", "its IPv6 subnet; the default is a unique local one")
+	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of the default network")
+	f.BoolVar(&c.ICC, "icc", c.ICC, "containers of the default network reach each other")
+	f.Var(&c.BindIP, "ip", "address to publish its ports on that name none")
+	f.Var(&c.Pools, "default-address-pool", "base=10.0.0.0/8,size=24: where networks that name no subnet get one; may be repeated")
 	f.StringVarP(&c.PidFile, "pidfile", "p", c.PidFile, "file to write the process ID to")
 	f.StringVarP(&c.LogLevel, "log-level", "l", c.LogLevel, "debug, info, warn or error")
 	f.BoolVarP(&c.Debug, "debug", "D", c.Debug, "the same as --log-level debug")
@@ -148,12 +161,16 @@ func (c *config) check() error {
 			return fmt.Errorf("bad attribute format: %s; want key=value", l)
 		}
 	}
+	if err := engine.CheckNetwork(c.network()); err != nil {
+		return err
+	}
 	return engine.CheckLog(container.LogConfig{Type: c.LogDriver, Config: c.LogOpts})
 }
 
 // flagNames are the flags whose name in the file is the plural.
 var flagNames = map[string]string{
 	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "runtimes": "add-runtime",
+	"default-address-pools": "default-address-pool",
 }
 
 // conflicts refuses what is said on the command line and in the file: nobody
@@ -263,25 +280,6 @@ func (r *runtimes) String() string {
 }
 
 func (r *runtimes) Type() string { return "name=path" }
-
-// prefix is a netip.Prefix as a flag and in JSON.
-type prefix struct{ netip.Prefix }
-
-func (p *prefix) Set(s string) (err error) {
-	if p.Prefix, err = netip.ParsePrefix(s); err != nil {
-		return fmt.Errorf("invalid address: want for example 172.17.0.1/16")
-	}
-	return nil
-}
-
-func (p *prefix) String() string {
-	if p == nil || !p.IsValid() {
-		return ""
-	}
-	return p.Prefix.String()
-}
-
-func (p *prefix) Type() string { return "address" }
 
 // options are key=value pairs as flags, an object in JSON.
 type options map[string]string

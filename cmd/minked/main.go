@@ -119,7 +119,7 @@ func openEngine(ctx context.Context, cfg *config, log *slog.Logger) (*engine.Eng
 		return nil, err
 	}
 	return engine.Open(ctx, engine.Config{
-		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Bridge: cfg.Bridge, BIP: cfg.BIP.Prefix,
+		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Network: cfg.network(),
 		UserRemap: cfg.UserRemap, CDIDirs: cfg.CDIDirs,
 		Runtimes: cfg.Runtimes, DefaultRuntime: cfg.DefaultRuntime,
 		Settings: cfg.settings(), LogDriver: cfg.LogDriver, LogOpts: cfg.LogOpts, Version: version, Commit: commit, Logger: log,

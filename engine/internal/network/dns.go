@@ -5,14 +5,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netns"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
@@ -24,12 +23,14 @@ var resolverAddr = netip.MustParseAddr("127.0.0.11")
 
 const (
 	// ttl is short, for a container that restarts may get another address.
-	ttl             = 5 // seconds
-	upstreamTimeout = 3 * time.Second
-	maxUDP          = 4096
+	ttl    = 5 // seconds
+	maxUDP = 4096
+	minUDP = 512 // what every client takes (RFC 1035, 4.2.1)
 	// inFlight bounds the queries of one container that wait for a server
 	// outside; more are dropped, and asked again by the client.
 	inFlight = 64
+	maxConns = 64 // by TCP, of one container
+	connIdle = 10 * time.Second
 )
 
 // A resolver answers the names of one container. It listens in the container's
@@ -41,18 +42,27 @@ type resolver struct {
 	wg   sync.WaitGroup
 	slot chan struct{}
 
-	answer  func(q dnsmessage.Question) (answers []dnsmessage.Resource, known bool)
-	servers func() []netip.AddrPort // to ask for other names; none: refuse
+	answer func(q dnsmessage.Question) (answers []dnsmessage.Resource, known bool)
+	ask    func(network string, query []byte) []byte // a server outside; nil: it cannot
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
 }
 
-func (m *member) needsResolver(h *Host) bool {
+// needsResolver reports whether a container asks us: on user-defined networks,
+// and where the host's own servers are out of a container's reach.
+func (h *Host) needsResolver(m *member) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id := range m.endpoints {
-		if n := h.networks[id]; n != nil && n.bridge != "" && n.Name != "bridge" {
+		n := h.networks[id]
+		if n == nil || !n.wired() {
+			continue
+		}
+		if n.Name != network.NetworkBridge {
+			return true
+		}
+		if len(m.sandbox.DNS.Servers) == 0 && len(reachable(hostResolv().servers)) == 0 {
 			return true
 		}
 	}
@@ -63,8 +73,8 @@ func (m *member) needsResolver(h *Host) bool {
 func (h *Host) serveNames(m *member, ns *namespace) (*resolver, error) {
 	r := &resolver{
 		slot: make(chan struct{}, inFlight), conns: map[net.Conn]struct{}{},
-		answer:  func(q dnsmessage.Question) ([]dnsmessage.Resource, bool) { return h.answer(m, q) },
-		servers: func() []netip.AddrPort { return h.upstream(m) },
+		answer: func(q dnsmessage.Question) ([]dnsmessage.Resource, bool) { return h.answer(m, q) },
+		ask:    h.upstream(m).ask,
 	}
 	err := inNamespace(ns.fd, func() (err error) {
 		if r.udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: resolverAddr.AsSlice()}); err != nil {
@@ -85,32 +95,6 @@ func (h *Host) serveNames(m *member, ns *namespace) (*resolver, error) {
 	return r, nil
 }
 
-// inNamespace runs f on a thread that is in a network namespace. Sockets that
-// f opens stay there.
-func inNamespace(ns netns.NsHandle, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		// The thread ends with the goroutine unless it is back home.
-		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			result <- err
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(ns); err != nil {
-			result <- err
-			return
-		}
-		err = f()
-		if netns.Set(home) == nil {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
-}
-
 // redirect turns port 53 of 127.0.0.11 to ours, in the container's namespace.
 func (r *resolver) redirect(ns netns.NsHandle) error {
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
@@ -129,12 +113,12 @@ func (r *resolver) redirect(ns netns.NsHandle) error {
 		port  uint16
 	}{{unix.IPPROTO_UDP, portOf(r.udp.LocalAddr())}, {unix.IPPROTO_TCP, portOf(r.tcp.Addr())}} {
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: slices.Concat(
-			destinationIn(resolverAddr.String()+"/32"), proto(reg0), equal(reg0, []byte{to.proto}), port(reg0), equal(reg0, []byte{0, 53}),
+			addressIn(ipv4Destination, resolverAddr.String()+"/32"), proto(reg(0)), equal(reg(0), []byte{to.proto}), port(reg(0)), equal(reg(0), []byte{0, 53}),
 			[]expr.Any{
-				&expr.Immediate{Register: reg0, Data: resolverAddr.AsSlice()},
-				&expr.Immediate{Register: reg1, Data: []byte{byte(to.port >> 8), byte(to.port)}},
+				&expr.Immediate{Register: reg(0), Data: resolverAddr.AsSlice()},
+				&expr.Immediate{Register: reg(1), Data: []byte{byte(to.port >> 8), byte(to.port)}},
 			},
-			dnat(),
+			dnat(&family{proto: unix.NFPROTO_IPV4, addrLength: 4}),
 		)})
 	}
 	return c.Flush()
@@ -165,7 +149,7 @@ func (r *resolver) serveUDP() {
 			return
 		}
 		query := buf[:n]
-		if reply := r.own(query); reply != nil {
+		if reply := r.own(query, maxUDP); reply != nil {
 			r.udp.WriteToUDPAddrPort(reply, client)
 			continue
 		}
@@ -191,8 +175,15 @@ func (r *resolver) serveTCP() {
 			return
 		}
 		r.mu.Lock()
-		r.conns[conn] = struct{}{}
+		full := len(r.conns) >= maxConns
+		if !full {
+			r.conns[conn] = struct{}{}
+		}
 		r.mu.Unlock()
+		if full {
+			conn.Close()
+			continue
+		}
 		r.wg.Go(func() {
 			defer func() {
 				conn.Close()
@@ -209,12 +200,12 @@ func (r *resolver) serveTCP() {
 // (RFC 1035, 4.2.2).
 func (r *resolver) converse(conn net.Conn) {
 	for {
-		conn.SetDeadline(time.Now().Add(2 * upstreamTimeout))
+		conn.SetDeadline(time.Now().Add(connIdle))
 		query, err := readMessage(conn)
 		if err != nil {
 			return
 		}
-		reply := r.own(query)
+		reply := r.own(query, 65535)
 		if reply == nil {
 			reply = r.forward("tcp", query)
 		}
@@ -240,10 +231,11 @@ func writeMessage(c io.Writer, msg []byte) error {
 }
 
 // own answers a query about our names; nil if it is about others, or broken.
-func (r *resolver) own(query []byte) []byte {
+// limit is how long the answer may be.
+func (r *resolver) own(query []byte, limit int) []byte {
 	var p dnsmessage.Parser
 	head, err := p.Start(query)
-	if err != nil || head.Response {
+	if err != nil || head.Response || head.OpCode != 0 {
 		return nil
 	}
 	q, err := p.Question()
@@ -254,10 +246,50 @@ func (r *resolver) own(query []byte) []byte {
 	if !known {
 		return nil
 	}
-	return pack(dnsmessage.Message{
+	m := dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: head.ID, Response: true, RecursionDesired: head.RecursionDesired, RecursionAvailable: true},
 		Questions: []dnsmessage.Question{q}, Answers: answers,
-	})
+	}
+	if size, ok := payloadSize(query); ok {
+		limit = min(limit, size)
+		var h dnsmessage.ResourceHeader
+		h.SetEDNS0(maxUDP, dnsmessage.RCodeSuccess, false) // fails for no such values
+		m.Additionals = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
+	} else {
+		limit = min(limit, minUDP)
+	}
+	for b := pack(m); ; b = pack(m) {
+		if len(b) <= limit || len(m.Answers) == 0 {
+			return b
+		}
+		// The client asks again by TCP, or does with some.
+		m.Truncated = true
+		m.Answers = m.Answers[:len(m.Answers)/2]
+	}
+}
+
+// payloadSize is how long a datagram the client takes, if it says so (EDNS,
+// RFC 6891).
+func payloadSize(query []byte) (int, bool) {
+	var p dnsmessage.Parser
+	if _, err := p.Start(query); err != nil {
+		return 0, false
+	}
+	if p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return 0, false
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return 0, false
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			return max(int(h.Class), minUDP), true
+		}
+		if p.SkipAdditional() != nil {
+			return 0, false
+		}
+	}
 }
 
 func pack(m dnsmessage.Message) []byte {
@@ -266,180 +298,4 @@ func pack(m dnsmessage.Message) []byte {
 		return nil
 	}
 	return b
-}
-
-// forward asks the servers outside, one after the other, from the host's
-// network; if none answers, it says so.
-func (r *resolver) forward(network string, query []byte) []byte {
-	var p dnsmessage.Parser
-	head, err := p.Start(query)
-	if err != nil {
-		return nil
-	}
-	q, err := p.Question()
-	if err != nil {
-		return nil
-	}
-	for _, server := range r.servers() {
-		if reply, err := ask(network, server, query); err == nil {
-			return reply
-		}
-	}
-	return pack(dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: head.ID, Response: true, RecursionDesired: head.RecursionDesired, RecursionAvailable: true, RCode: dnsmessage.RCodeServerFailure},
-		Questions: []dnsmessage.Question{q},
-	})
-}
-
-func ask(network string, server netip.AddrPort, query []byte) ([]byte, error) {
-	conn, err := net.DialTimeout(network, server.String(), upstreamTimeout)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(upstreamTimeout))
-	if network == "tcp" {
-		if err := writeMessage(conn, query); err != nil {
-			return nil, err
-		}
-		return readMessage(conn)
-	}
-	if _, err := conn.Write(query); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, maxUDP)
-	for {
-		n, err := conn.Read(buf)
-		if err != nil {
-			return nil, err
-		}
-		if n >= 2 && buf[0] == query[0] && buf[1] == query[1] {
-			return buf[:n], nil
-		}
-	}
-}
-
-// answer finds a name on the networks of m. A name that is known but has no
-// address of the type asked for gets an empty answer.
-func (h *Host) answer(m *member, q dnsmessage.Question) (out []dnsmessage.Resource, known bool) {
-	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
-	head := dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: ttl}
-	if ip, ok := reverseAddr(name); ok && q.Type == dnsmessage.TypePTR {
-		if owner := h.ownerOf(m, ip); owner != "" {
-			if target, err := dnsmessage.NewName(owner + "."); err == nil {
-				return []dnsmessage.Resource{{Header: head, Body: &dnsmessage.PTRResource{PTR: target}}}, true
-			}
-		}
-		return nil, false
-	}
-	addrs := h.addressesOf(m, name)
-	for _, a := range addrs {
-		switch {
-		case a.Is4() && q.Type == dnsmessage.TypeA:
-			out = append(out, dnsmessage.Resource{Header: head, Body: &dnsmessage.AResource{A: a.As4()}})
-		case a.Is6() && q.Type == dnsmessage.TypeAAAA:
-			out = append(out, dnsmessage.Resource{Header: head, Body: &dnsmessage.AAAAResource{AAAA: a.As16()}})
-		}
-	}
-	if len(out) > 1 {
-		// Clients take the first: spread them.
-		n := int(time.Now().UnixNano()/1000) % len(out)
-		out = append(out[n:], out[:n]...)
-	}
-	return out, len(addrs) > 0
-}
-
-func (h *Host) addressesOf(m *member, name string) (out []netip.Addr) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if name == "host.docker.internal" || name == "gateway.docker.internal" {
-		for id := range m.endpoints {
-			if n := h.networks[id]; n != nil && n.bridge != "" {
-				return []netip.Addr{n.gateway()}
-			}
-		}
-	}
-	for id := range m.endpoints {
-		n := h.networks[id]
-		if n == nil || n.bridge == "" {
-			continue
-		}
-		// "web.mynet" names the network as well.
-		short, ok := strings.CutSuffix(name, "."+strings.ToLower(n.Name))
-		if !ok {
-			short = name
-		}
-		for _, other := range h.members {
-			l, on := other.endpoints[id]
-			if !on || !slices.ContainsFunc(l.names, func(s string) bool { return strings.EqualFold(s, short) }) {
-				continue
-			}
-			for _, p := range l.prefixes() {
-				out = append(out, p.Addr())
-			}
-		}
-	}
-	return out
-}
-
-func (h *Host) ownerOf(m *member, ip netip.Addr) string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id := range m.endpoints {
-		for _, other := range h.members {
-			l, on := other.endpoints[id]
-			if on && len(l.names) > 0 && (l.settings.IPAddress == ip || l.settings.GlobalIPv6Address == ip) {
-				return l.names[0] + "." + h.networks[id].Name
-			}
-		}
-	}
-	return ""
-}
-
-// reverseAddr reads "4.3.2.1.in-addr.arpa" and the long form of IPv6.
-func reverseAddr(name string) (netip.Addr, bool) {
-	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
-		parts := strings.Split(rest, ".")
-		slices.Reverse(parts)
-		a, err := netip.ParseAddr(strings.Join(parts, "."))
-		return a, err == nil
-	}
-	rest, ok := strings.CutSuffix(name, ".ip6.arpa")
-	digits := strings.Split(rest, ".")
-	if !ok || len(digits) != 32 {
-		return netip.Addr{}, false
-	}
-	slices.Reverse(digits)
-	var sb strings.Builder
-	for i, d := range digits {
-		if i > 0 && i%4 == 0 {
-			sb.WriteByte(':')
-		}
-		sb.WriteString(d)
-	}
-	a, err := netip.ParseAddr(sb.String())
-	return a, err == nil
-}
-
-// upstream are the servers that a member's other names are asked from: its
-// own, else the host's. A container without a way out gets none.
-func (h *Host) upstream(m *member) (out []netip.AddrPort) {
-	h.mu.Lock()
-	outside := false
-	for id := range m.endpoints {
-		n := h.networks[id]
-		outside = outside || n != nil && n.bridge != "" && !n.Internal
-	}
-	h.mu.Unlock()
-	if !outside {
-		return nil
-	}
-	servers := m.sandbox.DNS.Servers
-	if len(servers) == 0 {
-		servers = hostResolv().servers
-	}
-	for _, s := range servers {
-		out = append(out, netip.AddrPortFrom(s, 53))
-	}
-	return out
 }

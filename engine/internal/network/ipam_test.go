@@ -26,18 +26,21 @@ func TestAllocate(t *testing.T) {
 		{"what-was-asked-for", subnet("10.0.0.0/24", ""), nil, addr("10.0.0.77"), none, "10.0.0.77", ""},
 		{"asked-for-outside-of-the-range-is-fine", subnet("10.0.0.0/24", "10.0.0.128/25"), nil, addr("10.0.0.5"), none, "10.0.0.5", ""},
 		{"asked-for-outside-of-the-subnet", subnet("10.0.0.0/24", ""), nil, addr("10.0.1.5"), none, "", errdef.Invalid},
-		{"asked-for-but-taken", subnet("10.0.0.0/24", ""), taken("10.0.0.5", "other"), addr("10.0.0.5"), none, "", errdef.Conflict},
+		{"asked-for-but-taken", subnet("10.0.0.0/24", ""), taken("10.0.0.5", "other"), addr("10.0.0.5"), none, "", errdef.Forbidden},
+		{"asked-for-but-taken-and-had-before", subnet("10.0.0.0/24", ""), taken("10.0.0.5", "other"), addr("10.0.0.5"), addr("10.0.0.5"), "", errdef.Forbidden},
 		{"asked-for-and-already-ours", subnet("10.0.0.0/24", ""), taken("10.0.0.5", "me"), addr("10.0.0.5"), none, "10.0.0.5", ""},
 		{"the-one-it-had", subnet("10.0.0.0/24", ""), nil, none, addr("10.0.0.9"), "10.0.0.9", ""},
+		{"ipv6", subnet("fd00::/64", ""), taken("fd00::1", "gateway"), none, none, "fd00::2", ""},
+		{"the-last-address-of-ipv6-is-as-good-as-any", subnet("fd00::/126", ""), taken("fd00::1", "x", "fd00::2", "y"), none, none, "fd00::3", ""},
 		{"the-one-it-had-is-gone", subnet("10.0.0.0/24", ""), taken("10.0.0.9", "other"), none, addr("10.0.0.9"), "10.0.0.1", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			n := &state{taken: tt.taken}
+			n := &state{taken: tt.taken, Network: network.Network{IPAM: network.IPAM{Config: []network.IPAMConfig{tt.config}}}}
 			if n.taken == nil {
 				n.taken = map[netip.Addr]string{}
 			}
-			got, err := n.allocate(tt.config, tt.asked, tt.had, "me")
+			got, _, err := n.allocate(tt.config.Subnet.Addr().Is6(), tt.asked, tt.had, "me")
 			if tt.want == "" {
 				if !errdef.Is(err, tt.kind) {
 					t.Fatalf("allocate = %v, %v; want an error of kind %v", got, err, tt.kind)
@@ -68,7 +71,7 @@ func taken(pairs ...string) map[netip.Addr]string {
 }
 
 func TestLastAddress(t *testing.T) {
-	for p, want := range map[string]string{"10.0.0.0/24": "10.0.0.255", "172.17.0.0/16": "172.17.255.255", "10.0.0.8/31": "10.0.0.9", "0.0.0.0/0": "255.255.255.255"} {
+	for p, want := range map[string]string{"10.0.0.0/24": "10.0.0.255", "172.17.0.0/16": "172.17.255.255", "10.0.0.8/31": "10.0.0.9", "fd00::/64": "fd00::ffff:ffff:ffff:ffff", "0.0.0.0/0": "255.255.255.255"} {
 		if got := lastOf(netip.MustParsePrefix(p)); got.String() != want {
 			t.Errorf("lastOf(%s) = %s, want %s", p, got, want)
 		}

@@ -1,22 +1,18 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -24,17 +20,19 @@ import (
 // Join gives a container its interfaces, addresses, routes, names and
 // published ports. On an error nothing is left.
 func (h *Host) Join(_ context.Context, s Sandbox) (Joined, error) {
-	return h.join(s, (*Host).plug)
+	return h.join(s, true)
 }
 
 // Rejoin takes up a running container after a restart of the daemon: what is
 // there is kept, what is missing (name service, rules, port listeners) is made.
+// The sandbox has the ports as they were published.
 func (h *Host) Rejoin(_ context.Context, s Sandbox) (Joined, error) {
-	return h.join(s, nil)
+	return h.join(s, false)
 }
 
-// join reserves, plugs cables in if asked to, and opens to the outside.
-func (h *Host) join(s Sandbox, plug func(*Host, *namespace, *state, *leg, string) error) (_ Joined, err error) {
+// join reserves, plugs cables in if the container is fresh, and opens to the
+// outside.
+func (h *Host) join(s Sandbox, fresh bool) (_ Joined, err error) {
 	m, err := h.reserve(s)
 	if err != nil {
 		return Joined{}, err
@@ -49,32 +47,54 @@ func (h *Host) join(s Sandbox, plug func(*Host, *namespace, *state, *leg, string
 		return Joined{}, err
 	}
 	defer ns.close()
-	if plug != nil {
+	exits := h.exitsOf(m)
+	if fresh {
 		if err := ns.loopback(); err != nil {
 			return Joined{}, err
 		}
-		for i, ep := range s.Endpoints {
+		for _, ep := range inNameOrder(s.Endpoints) {
 			n := h.network(ep.Network)
-			if n == nil || n.bridge == "" {
+			if n == nil || !n.wired() {
 				continue
 			}
-			if err := plug(h, ns, n, m.endpoints[n.ID], "eth"+strconv.Itoa(i)); err != nil {
+			if err := h.plug(ns, n, m.endpoints[n.ID]); err != nil {
 				return Joined{}, fmt.Errorf("connect to network %s: %w", n.Name, err)
 			}
+			h.at("network-cable")
 		}
-		if err := h.defaultRoutes(ns, m); err != nil {
+		if err := ns.setDefaults(m.exits, exits); err != nil {
 			return Joined{}, err
 		}
 	}
-	if m.needsResolver(h) {
+	h.mu.Lock()
+	m.exits = exits
+	h.mu.Unlock()
+	if h.needsResolver(m) {
 		if m.resolver, err = h.serveNames(m, ns); err != nil {
 			return Joined{}, fmt.Errorf("name service: %w", err)
 		}
 	}
-	if err := h.publish(m); err != nil {
+	if err := h.publish(m, s.Ports, !fresh); err != nil {
 		return Joined{}, err
 	}
+	if fresh {
+		h.at("network-published")
+	}
 	return h.joined(m), nil
+}
+
+// inNameOrder has endpoints that name their interface come first, so that no
+// other gets that name.
+func inNameOrder(in []Endpoint) []Endpoint {
+	named := func(ep Endpoint) int {
+		if ep.Settings != nil && ep.Settings.DriverOpts[optIfName] != "" {
+			return 0
+		}
+		return 1
+	}
+	out := slices.Clone(in)
+	slices.SortStableFunc(out, func(a, b Endpoint) int { return named(a) - named(b) })
+	return out
 }
 
 func (h *Host) network(id string) *state {
@@ -101,7 +121,7 @@ func (h *Host) reserve(s Sandbox) (*member, error) {
 	return m, nil
 }
 
-func (h *Host) reserveLeg(m *member, ep Endpoint) error {
+func (h *Host) reserveLeg(m *member, ep Endpoint) (err error) {
 	n, ok := h.networks[ep.Network]
 	if !ok {
 		return errdef.NotFound.Errorf("network %s not found: it was removed since container %s was created; connect the container to another one", ep.Network, m.sandbox.Name)
@@ -111,39 +131,58 @@ func (h *Host) reserveLeg(m *member, ep Endpoint) error {
 		set = &network.EndpointSettings{}
 	}
 	set.NetworkID, set.EndpointID = n.ID, endpointID(n.ID, m.sandbox.ContainerID)
-	if n.bridge == "" {
+	if !n.wired() {
 		m.endpoints[n.ID] = &leg{settings: set}
 		return nil
 	}
-	if err := h.ensureBridge(n); err != nil {
+	if err := CheckEndpoint(n.Network, set); err != nil {
+		return err
+	}
+	if err := h.ensure(n); err != nil {
 		return err
 	}
 	var asked network.EndpointIPAMConfig
 	if set.IPAMConfig != nil {
 		asked = *set.IPAMConfig
 	}
-	for _, c := range n.IPAM.Config {
-		var err error
-		if c.Subnet.Addr().Is4() {
-			set.IPAddress, err = n.allocate(c, asked.IPv4Address, set.IPAddress, m.sandbox.Name)
-			set.IPPrefixLen, set.Gateway = c.Subnet.Bits(), c.Gateway
-		} else {
-			set.GlobalIPv6Address, err = n.allocate(c, asked.IPv6Address, set.GlobalIPv6Address, m.sandbox.Name)
-			set.GlobalIPv6PrefixLen, set.IPv6Gateway = c.Subnet.Bits(), c.Gateway
-		}
+	l := &leg{settings: set, names: namesOf(m.sandbox, n, set)}
+	defer func() {
 		if err != nil {
+			h.releaseLegLocked(n, l)
+		}
+	}()
+	had4, had6 := set.IPAddress, set.GlobalIPv6Address
+	set.IPAddress, set.IPPrefixLen, set.Gateway = netip.Addr{}, 0, netip.Addr{}
+	set.GlobalIPv6Address, set.GlobalIPv6PrefixLen, set.IPv6Gateway = netip.Addr{}, 0, netip.Addr{}
+	var c network.IPAMConfig
+	if n.EnableIPv4 {
+		if set.IPAddress, c, err = n.allocate(false, asked.IPv4Address, had4, m.sandbox.Name); err != nil {
+			set.IPAddress = netip.Addr{} // not ours to give back
 			return err
 		}
+		set.IPPrefixLen, set.Gateway = c.Subnet.Bits(), n.leadsBy(c)
 	}
-	if n.Internal {
-		set.Gateway, set.IPv6Gateway = netip.Addr{}, netip.Addr{}
+	if n.EnableIPv6 {
+		if set.GlobalIPv6Address, c, err = n.allocate(true, asked.IPv6Address, had6, m.sandbox.Name); err != nil {
+			set.GlobalIPv6Address = netip.Addr{}
+			return err
+		}
+		set.GlobalIPv6PrefixLen, set.IPv6Gateway = c.Subnet.Bits(), n.leadsBy(c)
 	}
-	if len(set.MacAddress) == 0 {
+	if len(set.MacAddress) == 0 && n.Driver != driverIPvlan && !(n.Driver == driverMacvlan && n.options.macvlan == "passthru") {
 		set.MacAddress = macOf(set.IPAddress)
 	}
-	m.endpoints[n.ID] = &leg{settings: set, names: namesOf(m.sandbox, n, set)}
-	set.DNSNames = m.endpoints[n.ID].names
+	m.endpoints[n.ID] = l
+	set.DNSNames = l.names
 	return nil
+}
+
+// leadsBy is the address by which containers leave the network.
+func (n *state) leadsBy(c network.IPAMConfig) netip.Addr {
+	if n.Internal || n.routesByDevice() {
+		return netip.Addr{}
+	}
+	return c.Gateway
 }
 
 // namesOf are the names by which others on a user-defined network find a
@@ -167,96 +206,17 @@ func endpointID(networkID, containerID string) string {
 }
 
 // macOf is the address Docker gives: locally administered, made from the IPv4
-// address, so that a neighbour's cache is right after a restart.
+// address, so that a neighbour's cache is right after a restart; without one it
+// is random.
 func macOf(ip netip.Addr) network.HardwareAddr {
-	a := ip.As4()
-	return network.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
-}
-
-// namespace is a container's network namespace, seen by netlink.
-type namespace struct {
-	fd     netns.NsHandle
-	handle *netlink.Handle
-}
-
-func openNamespace(pid int) (*namespace, error) {
-	fd, err := netns.GetFromPid(pid)
-	if err != nil {
-		return nil, fmt.Errorf("network namespace of process %d: %w", pid, err)
+	mac := network.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	if ip.Is4() {
+		a := ip.As4()
+		copy(mac[2:], a[:])
+	} else {
+		rand.Read(mac[2:])
 	}
-	h, err := netlink.NewHandleAt(fd, unix.NETLINK_ROUTE)
-	if err != nil {
-		fd.Close()
-		return nil, err
-	}
-	return &namespace{fd, h}, nil
-}
-
-func (ns *namespace) close() {
-	ns.handle.Close()
-	ns.fd.Close()
-}
-
-func (ns *namespace) loopback() error {
-	lo, err := ns.handle.LinkByIndex(1)
-	if err != nil {
-		return err
-	}
-	return ns.handle.LinkSetUp(lo)
-}
-
-// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
-const addrGenNone = 1
-
-// plug makes the cable: one end on the bridge, the other in the container.
-func (h *Host) plug(ns *namespace, n *state, l *leg, name string) error {
-	bridge, err := h.links.LinkByName(n.bridge)
-	if err != nil {
-		return err
-	}
-	var tail [4]byte
-	rand.Read(tail[:]) // a name used before may still be on its way out
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = "veth"+hex.EncodeToString(tail[:]), bridge.Attrs().MTU, bridge.Attrs().Index, net.FlagUp
-	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: name, PeerHardwareAddr: net.HardwareAddr(l.settings.MacAddress), PeerNamespace: netlink.NsFd(ns.fd),
-	}
-	if err := h.links.LinkAdd(veth); err != nil {
-		return err
-	}
-	err = ns.configure(n, l, name)
-	if err == nil {
-		// Where br_netfilter turns a published port back on the bridge itself,
-		// a container that calls its own must get the packet by the same port.
-		err = h.links.LinkSetHairpin(veth, true)
-	}
-	if err != nil {
-		return errors.Join(err, h.links.LinkDel(veth))
-	}
-	return nil
-}
-
-func (ns *namespace) configure(n *state, l *leg, name string) error {
-	eth, err := ns.handle.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	if !n.EnableIPv6 {
-		// No link-local address either: nothing here speaks IPv6.
-		if err := ns.handle.LinkSetIP6AddrGenMode(eth, addrGenNone); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("switch IPv6 off: %w", err)
-		}
-	}
-	for _, p := range l.prefixes() {
-		addr := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			addr.Flags = 2 // IFA_F_NODAD: the pool is ours, nobody else has it
-		}
-		if err := ns.handle.AddrAdd(eth, addr); err != nil {
-			return fmt.Errorf("address %s: %w", p, err)
-		}
-	}
-	return ns.handle.LinkSetUp(eth)
+	return mac
 }
 
 func (l *leg) prefixes() (out []netip.Prefix) {
@@ -269,47 +229,64 @@ func (l *leg) prefixes() (out []netip.Prefix) {
 	return out
 }
 
-// defaultRoutes leads to the outside by the network that comes first in
-// priority, then in the order of the sandbox.
-func (h *Host) defaultRoutes(ns *namespace, m *member) error {
-	order := slices.Clone(m.sandbox.Endpoints)
-	slices.SortStableFunc(order, func(a, b Endpoint) int { return priority(b) - priority(a) })
-	var v4, v6 bool
-	for _, ep := range order {
-		l := m.endpoints[ep.Network]
-		for _, gw := range []netip.Addr{l.settings.Gateway, l.settings.IPv6Gateway} {
-			done := &v4
-			if gw.Is6() {
-				done = &v6
-			}
-			if !gw.IsValid() || *done {
+// exits are the ways from a container to the outside, and in again.
+type exits struct {
+	route4, route6 defaultRoute
+	in4, in6       *state // networks whose host has the published ports; nil for none
+	to4, to6       netip.Addr
+}
+
+// exitsOf finds them: by the network of the highest priority, and of those by
+// the first in the order of names, as in Docker.
+func (h *Host) exitsOf(m *member) (x exits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	order := make([]*state, 0, len(m.endpoints))
+	for id := range m.endpoints {
+		if n := h.networks[id]; n != nil && n.outside() {
+			order = append(order, n)
+		}
+	}
+	slices.SortFunc(order, func(a, b *state) int {
+		return cmp.Or(m.endpoints[b.ID].settings.GwPriority-m.endpoints[a.ID].settings.GwPriority, cmp.Compare(a.Name, b.Name))
+	})
+	for _, n := range order {
+		l := m.endpoints[n.ID]
+		for _, f := range []struct {
+			route         *defaultRoute
+			in            **state
+			to            *netip.Addr
+			gateway, addr netip.Addr
+		}{
+			{&x.route4, &x.in4, &x.to4, l.settings.Gateway, l.settings.IPAddress},
+			{&x.route6, &x.in6, &x.to6, l.settings.IPv6Gateway, l.settings.GlobalIPv6Address},
+		} {
+			if !f.addr.IsValid() {
 				continue
 			}
-			*done = true
-			if err := ns.handle.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
-				return fmt.Errorf("default route by %s: %w", gw, err)
+			switch {
+			case f.route.valid():
+			case f.gateway.IsValid():
+				f.route.gateway = f.gateway
+			case n.routesByDevice():
+				f.route.by = l
+			}
+			if *f.in == nil && n.bridge != "" {
+				*f.in, *f.to = n, f.addr
 			}
 		}
 	}
-	return nil
-}
-
-func priority(ep Endpoint) int {
-	if ep.Settings == nil {
-		return 0
-	}
-	return ep.Settings.GwPriority
+	return x
 }
 
 func (h *Host) joined(m *member) Joined {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := Joined{Endpoints: map[string]*network.EndpointSettings{}, Ports: network.PortMap{}, Resolv: resolvConf(m)}
+	out := Joined{Endpoints: map[string]*network.EndpointSettings{}, Ports: m.ports(), Resolv: resolvConf(m)}
 	for id, l := range m.endpoints {
-		out.Endpoints[h.networks[id].Name] = l.settings.Copy()
-	}
-	for _, p := range m.published {
-		out.Ports[p.port] = append(out.Ports[p.port], p.bindings()...)
+		if n := h.networks[id]; n != nil {
+			out.Endpoints[n.Name] = l.settings.Copy()
+		}
 	}
 	return out
 }
@@ -319,23 +296,25 @@ func (h *Host) joined(m *member) Joined {
 func (h *Host) Leave(_ context.Context, containerID string) error {
 	h.mu.Lock()
 	m, ok := h.members[containerID]
+	h.mu.Unlock()
 	if !ok {
-		h.mu.Unlock()
 		return nil
 	}
+	// Addresses are given back last, so that no port leads to the next owner.
+	err := h.unpublish(m)
+	if m.resolver != nil {
+		m.resolver.close()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	delete(h.members, containerID)
 	h.releaseLocked(m)
-	h.mu.Unlock()
-	err := h.rules.unpublish(m.published)
-	return errors.Join(err, m.close())
+	return err
 }
 
 func (h *Host) releaseLocked(m *member) {
 	for id, l := range m.endpoints {
 		h.releaseLegLocked(h.networks[id], l)
-	}
-	for _, p := range m.published {
-		delete(h.ports, p.key)
 	}
 }
 
@@ -348,101 +327,6 @@ func (h *Host) releaseLegLocked(n *state, l *leg) {
 	}
 }
 
-// Connect adds a running container to another network. The first one with
-// names brings its resolver, and resolv is then the new /etc/resolv.conf.
-func (h *Host) Connect(_ context.Context, s Sandbox, ep Endpoint) (set *network.EndpointSettings, resolv []byte, err error) {
-	h.mu.Lock()
-	m, ok := h.members[s.ContainerID]
-	if !ok {
-		h.mu.Unlock()
-		return nil, nil, errdef.Conflict.Errorf("container %s is not running", s.Name)
-	}
-	if err := h.reserveLeg(m, ep); err != nil {
-		h.mu.Unlock()
-		return nil, nil, err
-	}
-	n, l := h.networks[ep.Network], m.endpoints[ep.Network]
-	used := len(m.endpoints)
-	h.mu.Unlock()
-	undo := func(err error) (*network.EndpointSettings, []byte, error) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(m.endpoints, n.ID)
-		h.releaseLegLocked(n, l)
-		return nil, nil, err
-	}
-	ns, err := openNamespace(s.Pid)
-	if err != nil {
-		return undo(err)
-	}
-	defer ns.close()
-	if err := h.plug(ns, n, l, ns.freeName(used)); err != nil {
-		return undo(fmt.Errorf("connect to network %s: %w", n.Name, err))
-	}
-	if gw := l.settings.Gateway; gw.IsValid() {
-		// The first way out; one that is there stays.
-		if err := ns.handle.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil && !os.IsExist(err) {
-			return undo(err)
-		}
-	}
-	if m.resolver == nil && m.needsResolver(h) {
-		r, err := h.serveNames(m, ns)
-		if err != nil {
-			return undo(fmt.Errorf("name service: %w", err))
-		}
-		h.mu.Lock()
-		m.resolver = r
-		resolv = resolvConf(m)
-		h.mu.Unlock()
-	}
-	return l.settings.Copy(), resolv, nil
-}
-
-func (ns *namespace) freeName(from int) string {
-	for i := from - 1; ; i++ {
-		name := "eth" + strconv.Itoa(i)
-		if _, err := ns.handle.LinkByName(name); err != nil {
-			return name
-		}
-	}
-}
-
-// Disconnect takes a running container from a network.
-func (h *Host) Disconnect(_ context.Context, containerID, networkID string) error {
-	h.mu.Lock()
-	m, ok := h.members[containerID]
-	if !ok {
-		h.mu.Unlock()
-		return nil
-	}
-	l, ok := m.endpoints[networkID]
-	n := h.networks[networkID]
-	if ok {
-		delete(m.endpoints, networkID)
-		h.releaseLegLocked(n, l)
-	}
-	pid := m.sandbox.Pid
-	h.mu.Unlock()
-	if !ok || n == nil || n.bridge == "" {
-		return nil
-	}
-	ns, err := openNamespace(pid)
-	if err != nil {
-		return err
-	}
-	defer ns.close()
-	links, err := ns.handle.LinkList()
-	if err != nil {
-		return err
-	}
-	for _, link := range links {
-		if link.Attrs().HardwareAddr.String() == l.settings.MacAddress.String() {
-			return ns.handle.LinkDel(link)
-		}
-	}
-	return nil
-}
-
 // Reconcile removes what belongs to no container that joined or rejoined, and
 // to no network.
 func (h *Host) Reconcile(context.Context) error {
@@ -450,7 +334,9 @@ func (h *Host) Reconcile(context.Context) error {
 	defer h.mu.Unlock()
 	known := map[string]bool{}
 	for _, n := range h.networks {
-		known[n.bridge] = true
+		if n.wired() {
+			known[cmp.Or(n.bridge, n.parent())] = true
+		}
 	}
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -458,13 +344,9 @@ func (h *Host) Reconcile(context.Context) error {
 	}
 	var errs []error
 	for _, l := range links {
-		if l.Type() == "bridge" && l.Attrs().Alias == h.alias() && !known[l.Attrs().Name] {
+		if l.Attrs().Alias == h.alias() && !known[l.Attrs().Name] {
 			errs = append(errs, netlink.LinkDel(l))
 		}
 	}
-	var live []*publication
-	for _, m := range h.members {
-		live = append(live, m.published...)
-	}
-	return errors.Join(append(errs, h.rules.keepOnly(live))...)
+	return errors.Join(append(errs, h.rules.settle())...)
 }

@@ -41,6 +41,18 @@ type Options struct {
 	Bridge string       // of the network "bridge"; default minke0. An existing one is used, but never changed or removed
 	BIP    netip.Prefix // address of that bridge
 	Logger *slog.Logger
+
+	FixedCIDR   netip.Prefix // the part of its subnet that containers get addresses of
+	IPv6        bool         // it has IPv6, too
+	FixedCIDRv6 netip.Prefix // and this subnet; the zero value for a unique local one
+	MTU         int          // of its interfaces; 0 for the kernel's default
+	NoICC       bool         // its containers do not reach each other
+	BindIP      netip.Addr   // where its ports are published that name no address; the zero value for everywhere
+	Pools       []Pool       // for networks that name no subnet; nil for Docker's
+
+	// FaultPoint, if set, is called at each step of a network's life, for tests
+	// that end the process there.
+	FaultPoint func(name string)
 }
 
 // A Sandbox is what a container wants of its network namespace.
@@ -79,9 +91,11 @@ type Joined struct {
 type Host struct {
 	db     *bbolt.DB
 	log    *slog.Logger
+	o      Options
 	bridge string // of the default network
-	bip    netip.Prefix
+	pools  []Pool
 	rules  *rules
+	watch  *watch
 	links  *netlink.Handle // a socket kept open; for one-off questions there is package netlink's own
 
 	mu       sync.Mutex
@@ -93,16 +107,32 @@ type Host struct {
 // state is a network with what is taken of it.
 type state struct {
 	network.Network
-	bridge string // interface name, "" for host and none
-	ready  int    // index of the bridge that was found complete, with its rules
-	taken  map[netip.Addr]string
+	options options
+	bridge  string // interface name, "" if it is not of this driver
+	ready   int    // index of the bridge or parent that was found complete, with its rules
+	taken   map[netip.Addr]string
 }
+
+// wired reports whether containers get an interface.
+func (n *state) wired() bool {
+	return !n.ConfigOnly && (n.Driver == driverBridge || n.Driver == driverMacvlan || n.Driver == driverIPvlan)
+}
+
+// outside reports whether the network leads anywhere.
+func (n *state) outside() bool { return n.wired() && !n.Internal }
+
+const (
+	driverBridge  = "bridge"
+	driverMacvlan = "macvlan"
+	driverIPvlan  = "ipvlan"
+)
 
 // member is a container that has joined.
 type member struct {
 	sandbox   Sandbox
 	endpoints map[string]*leg // by network ID
 	published []*publication
+	exits     exits
 	resolver  *resolver // nil on the default network alone
 }
 
@@ -115,39 +145,58 @@ type leg struct {
 // Open reads the networks from db and makes the predefined ones.
 func Open(ctx context.Context, db *bbolt.DB, o Options) (*Host, error) {
 	h := &Host{
-		db: db, log: o.Logger, bridge: o.Bridge, bip: o.BIP,
+		db: db, log: o.Logger, o: o, bridge: o.Bridge, pools: o.Pools,
 		networks: map[string]*state{}, members: map[string]*member{}, ports: map[portKey]string{},
 	}
 	if h.bridge == "" {
 		h.bridge = "minke0"
 	}
-	if err := h.load(); err != nil {
-		return nil, err
+	if h.pools == nil {
+		h.pools = defaultPools
 	}
-	if err := h.predefine(); err != nil {
+	if err := h.load(); err != nil {
 		return nil, err
 	}
 	var err error
 	if h.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("network interfaces: %w", err)
 	}
+	if err := h.predefine(); err != nil {
+		h.links.Close()
+		return nil, err
+	}
 	if h.rules, err = openRules(h.bridge); err != nil {
 		h.links.Close()
 		return nil, fmt.Errorf("packet rules: %w", err)
 	}
+	var elements []element
+	for _, n := range h.networks {
+		if n.bridge != "" {
+			elements = append(elements, h.rules.elementsOf(n)...)
+		}
+	}
+	if err := h.rules.start(elements); err != nil {
+		return nil, errors.Join(fmt.Errorf("packet rules: %w", err), h.Close())
+	}
 	for _, n := range h.networks {
 		// Made again after a reboot, at once or when first used.
-		if n.bridge != "" && n.bridge != h.bridge {
-			if err := h.ensureBridge(n); err != nil {
+		if n.wired() && n.bridge != h.bridge {
+			if err := h.ensure(n); err != nil {
 				h.log.Error("network is not usable", "network", n.Name, "err", err)
 			}
 		}
+	}
+	if h.watch, err = watchRules(h); err != nil {
+		h.log.Warn("changes of packet rules by others will not be noticed", "err", err)
 	}
 	return h, nil
 }
 
 // Close stops name service and port listeners. Networks stay.
 func (h *Host) Close() error {
+	if h.watch != nil {
+		h.watch.close()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
@@ -172,8 +221,18 @@ func (m *member) close() error {
 	return errors.Join(errs...)
 }
 
+// at is a place where the process may die.
+func (h *Host) at(name string) {
+	if h.o.FaultPoint != nil {
+		h.o.FaultPoint(name)
+	}
+}
+
 // Cleanup removes bridges and tables of ours. Nothing may be joined.
 func (h *Host) Cleanup(context.Context) error {
+	if h.watch != nil {
+		h.watch.close()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.members) > 0 {
@@ -181,9 +240,7 @@ func (h *Host) Cleanup(context.Context) error {
 	}
 	var errs []error
 	for _, n := range h.networks {
-		if n.bridge != "" {
-			errs = append(errs, h.removeBridge(n.bridge))
-		}
+		errs = append(errs, h.removeInterface(n))
 	}
 	return errors.Join(append(errs, h.rules.remove())...)
 }

@@ -66,17 +66,25 @@ func resolvConf(m *member) []byte {
 			f.options = append(slices.Clone(f.options), "ndots:0")
 		}
 	case len(m.sandbox.DNS.Servers) == 0:
-		// A server on the host's loopback is out of a container's reach.
-		f.servers = slices.DeleteFunc(f.servers, netip.Addr.IsLoopback)
-		if len(f.servers) == 0 {
-			f.servers = fallbackServers
-		}
+		f.servers = reachable(f.servers)
 	}
 	return f.format()
 }
 
-// fallbackServers are Docker's, for hosts whose own are out of reach.
-var fallbackServers = []netip.Addr{netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("8.8.4.4")}
+// resolvedFile has the servers behind systemd-resolved's, which listens on the
+// host's loopback (systemd-resolved.service(8)).
+const resolvedFile = "/run/systemd/resolve/resolv.conf"
+
+// reachable are the servers that a container reaches by itself: not those on
+// the host's loopback.
+func reachable(servers []netip.Addr) []netip.Addr {
+	if len(servers) == 1 && servers[0] == netip.AddrFrom4([4]byte{127, 0, 0, 53}) {
+		if data, err := os.ReadFile(resolvedFile); err == nil {
+			servers = parseResolv(data).servers
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(servers), netip.Addr.IsLoopback)
+}
 
 func (f resolvFile) format() []byte {
 	var b bytes.Buffer

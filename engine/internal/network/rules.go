@@ -2,30 +2,38 @@ package network
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/moby/moby/api/types/network"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
 
-// rules is our nftables table. Its chains are written once; afterwards only
-// elements of sets and maps change, with networks and published ports:
+// rules is our nftables table, for IPv4 and IPv6. Its chains are written when
+// minked starts; afterwards only elements of sets and maps change, with
+// networks and published ports:
 //
-//	table ip minke_<bridge> {
-//	  set bridges   { type ifname }              bridges of our networks
-//	  set same      { type ifname . ifname }     each bridge with itself
-//	  set internal  { type ifname }              bridges without a way out
-//	  map any       { proto . port -> addr . port }         published on every address
-//	  map bound     { proto . addr . port -> addr . port }  published on one
+//	table inet minke_<bridge> {
+//	  set bridges     { ifname }            bridges of our networks
+//	  set self        { ifname . ifname }   each bridge with itself
+//	  set talk        { ifname . ifname }   the same, of networks whose containers may talk to each other
+//	  set internal    { ifname }            bridges without a way out
+//	  set open        { nfproto . ifname }  nat-unprotected: all may come in
+//	  set routed      { nfproto . ifname }  routed: containers may be pinged
+//	  set hide4/6     { addr }              subnets that go out with the host's address
+//	  set own4/6      { ifname . addr }     each bridge with its subnet
+//	  set direct4/6   { proto . addr . port }               published without NAT
+//	  map any4/6      { proto . port -> addr . port }       published on every address
+//	  map bound4/6    { proto . addr . port -> addr . port } published on one
 //
 //	  chain user         the owner's own rules go here; never touched
 //	  chain publish      dnat by bound, then by any
@@ -33,383 +41,370 @@ import (
 //	  chain output       nat; to this host -> publish
 //	  chain postrouting  nat; hairpin and outgoing -> masquerade
 //	  chain loopback     raw; containers may not reach 127.0.0.0/8 of the host
-//	  chain forward      isolation of networks from each other
+//	  chain forward      isolation of networks from each other and from outside
 //	}
+//
+// What should be in the sets is known here. A change that the kernel refuses,
+// because somebody removed our table or parts of it, has all of it written anew.
 //
 // A verdict of accept here does not overrule other tables: a host firewall may
 // still drop what it does not know.
 type rules struct {
-	mu    sync.Mutex
-	table *nftables.Table
-	conn  *nftables.Conn
+	mu      sync.Mutex
+	table   *nftables.Table
+	conn    *nftables.Conn
+	port    uint32 // netlink's name for our socket
+	settled bool   // want is complete: published ports, too
 
-	bridges, same, internal, any, bound *nftables.Set
-	postrouting                         *nftables.Chain
+	bridges, self, talk, internal, open, routed *nftables.Set
+	v4, v6                                      family
+	sets                                        []*nftables.Set // all of these
+
+	want map[*nftables.Set]map[string]element
 }
 
-// marker is the table's last chain; it is there if all of this version is.
-const marker = "v1"
+// family is what there is once for IPv4 and once for IPv6.
+type family struct {
+	proto                           byte // NFPROTO_*
+	hide, own, direct, any, bound   *nftables.Set
+	source, destination, addrLength uint32 // in the header
+}
+
+// ipv4Destination is where the address is in the header.
+const ipv4Destination = 16
+
+// An element of one of our sets.
+type element struct {
+	set           *nftables.Set
+	key, end, val []byte // end is the last key of a range, val is a map's
+}
 
 func openRules(bridge string) (*rules, error) {
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return nil, err
+	r := &rules{
+		table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "minke_" + bridge},
+		want:  map[*nftables.Set]map[string]element{},
 	}
-	r := &rules{conn: conn, table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "minke_" + bridge}}
 	r.describeSets()
-	r.postrouting = &nftables.Chain{Name: "postrouting", Table: r.table}
-	if r.present() {
-		return r, nil // kept over a restart, so that published ports go on
-	}
-	if err := r.write(); err != nil {
-		conn.CloseLasting()
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) {
-			return nil, errdef.Unavailable.Errorf("this kernel has no nftables with NAT: %w; enable NF_TABLES, NFT_NAT, NFT_MASQ and NFT_FIB_IPV4", err)
-		}
+	var err error
+	if r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.notePort)); err != nil {
 		return nil, err
+	}
+	for _, s := range r.sets {
+		r.want[s] = map[string]element{}
 	}
 	return r, nil
 }
 
+// notePort learns by which number the kernel tells our changes from others'.
+func (r *rules) notePort(c *netlink.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) {
+		if sa, err := unix.Getsockname(int(fd)); err == nil {
+			if nl, ok := sa.(*unix.SockaddrNetlink); ok {
+				r.port = nl.Pid
+			}
+		}
+	})
+}
+
 func (r *rules) close() error { return r.conn.CloseLasting() }
 
+// remove deletes the table unless its owner has rules in it.
 func (r *rules) remove() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.present() {
-		return nil
+	own, err := r.conn.GetRules(r.table, &nftables.Chain{Name: "user", Table: r.table})
+	if err != nil {
+		return nil // it is gone
+	}
+	if len(own) > 0 {
+		r.want = map[*nftables.Set]map[string]element{}
+		return r.writeLocked()
 	}
 	r.conn.DelTable(r.table)
 	return r.conn.Flush()
 }
 
-func (r *rules) present() bool {
-	c, err := r.conn.ListChain(r.table, marker)
-	return err == nil && c != nil
-}
-
 func (r *rules) describeSets() {
-	pair := func(types ...nftables.SetDatatype) nftables.SetDatatype { return nftables.MustConcatSetType(types...) }
-	set := func(name string, key nftables.SetDatatype, concat bool) *nftables.Set {
+	set := func(name string, types ...nftables.SetDatatype) *nftables.Set {
 		// The byte order only tells nft how to print.
-		return &nftables.Set{Table: r.table, Name: name, KeyType: key, Concatenation: concat, KeyByteOrder: binaryutil.NativeEndian}
+		s := &nftables.Set{Table: r.table, Name: name, KeyType: types[0], KeyByteOrder: binaryutil.NativeEndian}
+		if len(types) > 1 {
+			s.KeyType, s.Concatenation = nftables.MustConcatSetType(types...), true
+		}
+		r.sets = append(r.sets, s)
+		return s
 	}
-	r.bridges = set("bridges", nftables.TypeIFName, false)
-	r.internal = set("internal", nftables.TypeIFName, false)
-	r.same = set("same", pair(nftables.TypeIFName, nftables.TypeIFName), true)
-	target := pair(nftables.TypeIPAddr, nftables.TypeInetService)
-	r.any = set("any", pair(nftables.TypeInetProto, nftables.TypeInetService), true)
-	r.bound = set("bound", pair(nftables.TypeInetProto, nftables.TypeIPAddr, nftables.TypeInetService), true)
-	for _, m := range []*nftables.Set{r.any, r.bound} {
-		m.IsMap, m.DataType = true, target
+	ifname, proto, port := nftables.TypeIFName, nftables.TypeInetProto, nftables.TypeInetService
+	r.bridges = set("bridges", ifname)
+	r.self = set("self", ifname, ifname)
+	r.talk = set("talk", ifname, ifname)
+	r.internal = set("internal", ifname)
+	r.open = set("open", nftables.TypeNFProto, ifname)
+	r.routed = set("routed", nftables.TypeNFProto, ifname)
+	families := func(suffix string, addr nftables.SetDatatype) (f family) {
+		// Of ranges the kernel keeps those of concatenations apart where they touch.
+		f.hide, f.own = set("hide"+suffix, nftables.TypeNFProto, addr), set("own"+suffix, ifname, addr)
+		f.hide.Interval, f.own.Interval = true, true
+		f.direct = set("direct"+suffix, proto, addr, port)
+		f.any, f.bound = set("any"+suffix, proto, port), set("bound"+suffix, proto, addr, port)
+		for _, m := range []*nftables.Set{f.any, f.bound} {
+			m.IsMap, m.DataType = true, nftables.MustConcatSetType(addr, port)
+		}
+		return f
+	}
+	r.v4 = families("4", nftables.TypeIPAddr)
+	r.v4.proto, r.v4.source, r.v4.destination, r.v4.addrLength = unix.NFPROTO_IPV4, 12, ipv4Destination, 4
+	r.v6 = families("6", nftables.TypeIP6Addr)
+	r.v6.proto, r.v6.source, r.v6.destination, r.v6.addrLength = unix.NFPROTO_IPV6, 8, 24, 16
+}
+
+// of is the family of an address.
+func (r *rules) of(a netip.Addr) *family {
+	if a.Is4() {
+		return &r.v4
+	}
+	return &r.v6
+}
+
+// start writes the table for these networks. Published ports of an earlier
+// process stay until settle.
+func (r *rules) start(networks []element) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rememberLocked(networks, nil)
+	err := r.writeLocked()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return errdef.Unavailable.Errorf("this kernel has no nftables with NAT: %w; enable NF_TABLES_INET, NFT_NAT, NFT_MASQ, NFT_CT and NFT_FIB_INET (Linux 5.6 or newer)", err)
+	}
+	return err
+}
+
+// writeLocked makes the table right in one transaction, in place, so that no
+// packet finds it half made; only a table that is not of this version is made
+// anew first, without its owner's rules.
+func (r *rules) writeLocked() error {
+	r.queueAll()
+	err := r.conn.Flush()
+	if err == nil || errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	r.conn.AddTable(r.table) // so that deleting it cannot fail
+	r.conn.DelTable(r.table)
+	r.queueAll()
+	return r.conn.Flush()
+}
+
+func (r *rules) queueAll() {
+	c := r.conn
+	c.AddTable(r.table)
+	for _, s := range r.sets {
+		c.AddSet(s, nil) // fails for nothing that can be here
+	}
+	r.queueChains()
+	for _, s := range r.sets {
+		if !r.settled && (s.IsMap || s == r.v4.direct || s == r.v6.direct) {
+			continue // of containers that are to rejoin
+		}
+		c.FlushSet(s)
+		r.queue(c.SetAddElements, slices.Collect(maps.Values(r.want[s])))
 	}
 }
 
-// write makes the table anew in one transaction.
-func (r *rules) write() error {
+func (r *rules) queueChains() {
 	c := r.conn
-	c.AddTable(r.table) // so that deleting it cannot fail
-	c.DelTable(r.table)
-	c.AddTable(r.table)
-	for _, s := range []*nftables.Set{r.bridges, r.internal, r.same, r.any, r.bound} {
-		if err := c.AddSet(s, nil); err != nil {
-			return err
-		}
-	}
 	chain := func(name string, t nftables.ChainType, hook *nftables.ChainHook, p *nftables.ChainPriority) *nftables.Chain {
-		return c.AddChain(&nftables.Chain{Name: name, Table: r.table, Type: t, Hooknum: hook, Priority: p})
+		ch := c.AddChain(&nftables.Chain{Name: name, Table: r.table, Type: t, Hooknum: hook, Priority: p})
+		c.FlushChain(ch)
+		return ch
 	}
 	rule := func(ch *nftables.Chain, parts ...[]expr.Any) {
 		c.AddRule(&nftables.Rule{Table: r.table, Chain: ch, Exprs: slices.Concat(parts...)})
 	}
-	user := chain("user", "", nil, nil)
+	user := c.AddChain(&nftables.Chain{Name: "user", Table: r.table})
 	publish := chain("publish", "", nil, nil)
 	prerouting := chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	output := chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	r.postrouting = chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	postrouting := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	loopback := chain("loopback", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-	chain(marker, "", nil, nil)
 
-	rule(publish, proto(reg0), destination(reg1), port(reg2), lookUp(r.bound, reg0), dnat())
-	rule(publish, proto(reg0), port(reg1), lookUp(r.any, reg0), dnat())
 	rule(prerouting, toThisHost(), jump(publish))
+	// The kernel has no way to send from ::1 to elsewhere and back; this process
+	// carries that over.
+	rule(output, nfproto(reg(0)), equal(reg(0), []byte{unix.NFPROTO_IPV6}), addressIn(r.v6.destination, "::1/128"), leave())
 	rule(output, toThisHost(), jump(publish))
-
-	// From this host to a published port by a loopback address: the answer
-	// must come back here.
-	rule(r.postrouting, iface(expr.MetaKeyOIFNAME, reg0), inSet(r.bridges, reg0), sourceIn("127.0.0.0/8"), masquerade())
-
-	rule(loopback, iface(expr.MetaKeyIIFNAME, reg0), inSet(r.bridges, reg0), destinationIn("127.0.0.0/8"), drop())
-
 	rule(forward, jump(user))
 	rule(forward, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
-	rule(forward, iface(expr.MetaKeyIIFNAME, wide(0)), iface(expr.MetaKeyOIFNAME, wide(1)), inSet(r.same, wide(0)), accept())
-	rule(forward, iface(expr.MetaKeyIIFNAME, reg0), inSet(r.internal, reg0), drop())
-	rule(forward, iface(expr.MetaKeyOIFNAME, reg0), inSet(r.internal, reg0), drop())
+	rule(forward, iface(expr.MetaKeyIIFNAME, wide(0)), iface(expr.MetaKeyOIFNAME, wide(1)), inSet(r.talk, wide(0)), accept())
+	rule(forward, iface(expr.MetaKeyIIFNAME, reg(0)), inSet(r.internal, reg(0)), drop())
+	rule(forward, iface(expr.MetaKeyOIFNAME, reg(0)), inSet(r.internal, reg(0)), drop())
 	// A published port is open to other networks, too; the rest is not.
 	rule(forward, ctStatusDNAT(), accept())
-	rule(forward, iface(expr.MetaKeyIIFNAME, reg0), inSet(r.bridges, reg0), iface(expr.MetaKeyOIFNAME, reg0), inSet(r.bridges, reg0), drop())
-	return c.Flush()
+	into := func(parts ...[]expr.Any) []expr.Any {
+		return slices.Concat(append([][]expr.Any{iface(expr.MetaKeyOIFNAME, reg(0)), inSet(r.bridges, reg(0))}, parts...)...)
+	}
+	rule(forward, into(iface(expr.MetaKeyIIFNAME, reg(0)), inSet(r.bridges, reg(0)), drop()))
+	rule(forward, nfproto(reg(0)), iface(expr.MetaKeyOIFNAME, reg(1)), inSet(r.open, reg(0)), accept())
+	for _, icmp := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
+		rule(forward, nfproto(reg(0)), iface(expr.MetaKeyOIFNAME, reg(1)), inSet(r.routed, reg(0)), proto(reg(0)), equal(reg(0), []byte{icmp}), accept())
+	}
+
+	for _, f := range []*family{&r.v4, &r.v6} {
+		is := slices.Concat(nfproto(reg(0)), equal(reg(0), []byte{f.proto}))
+		words := f.addrLength / 4
+		source := func(at int) []expr.Any { return payload(reg(at), f.source, f.addrLength) }
+		destination := func(at int) []expr.Any { return payload(reg(at), f.destination, f.addrLength) }
+		after := func(at int) int { return at + int(words) }
+
+		rule(publish, is, proto(reg(0)), destination(1), port(reg(after(1))), lookUp(f.bound, reg(0)), dnat(f))
+		rule(publish, is, proto(reg(0)), port(reg(1)), lookUp(f.any, reg(0)), dnat(f))
+		rule(forward, is, into(proto(reg(0)), destination(1), port(reg(after(1))), inSet(f.direct, reg(0)), accept()))
+
+		// A container that reaches itself or a neighbour by the host's address:
+		// the answer must take the same way back.
+		own := slices.Concat(iface(expr.MetaKeyOIFNAME, reg(0)), source(4))
+		rule(postrouting, is, own, inSet(f.own, reg(0)), ctStatusDNAT(), masquerade())
+		rule(postrouting, is, own, notInSet(f.own, reg(0)), nfproto(reg(0)), source(1), inSet(f.hide, reg(0)), masquerade())
+	}
+	// From this host to a published port by a loopback address: the answer must
+	// come back here.
+	v4 := slices.Concat(nfproto(reg(0)), equal(reg(0), []byte{unix.NFPROTO_IPV4}))
+	rule(postrouting, v4, iface(expr.MetaKeyOIFNAME, reg(0)), inSet(r.bridges, reg(0)), addressIn(r.v4.source, "127.0.0.0/8"), masquerade())
+	rule(loopback, v4, iface(expr.MetaKeyIIFNAME, reg(0)), inSet(r.bridges, reg(0)), addressIn(r.v4.destination, "127.0.0.0/8"), drop())
+	rule(forward, into(drop()))
 }
 
-// addNetwork lets a network's traffic out, masqueraded, unless it is internal.
-// It may be called again.
-func (r *rules) addNetwork(n *state) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c, name := r.conn, ifname(n.bridge)
-	for _, s := range []struct {
-		set *nftables.Set
-		key []byte
-	}{{r.bridges, name}, {r.same, append(slices.Clone(name), name...)}} {
-		if err := c.SetAddElements(s.set, []nftables.SetElement{{Key: s.key}}); err != nil {
-			return err
-		}
-	}
-	if n.Internal {
-		if err := c.SetAddElements(r.internal, []nftables.SetElement{{Key: name}}); err != nil {
-			return err
-		}
-	}
-	have, err := r.rulesOf(n.ID)
-	if err != nil {
-		return err
-	}
-	if len(have) == 0 {
-		r.masqueradeLocked(n)
-	}
-	return c.Flush()
-}
-
-func (r *rules) masqueradeLocked(n *state) {
-	for _, conf := range n.IPAM.Config {
-		if !conf.Subnet.Addr().Is4() {
-			continue
-		}
-		add := func(parts ...[]expr.Any) {
-			r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: r.postrouting, Exprs: slices.Concat(parts...), UserData: []byte(n.ID)})
-		}
-		subnet := conf.Subnet.String()
-		// A container that reaches itself or a neighbour by the host's
-		// address: the answer must take the same way back.
-		add(sourceIn(subnet), iface(expr.MetaKeyOIFNAME, reg0), equal(reg0, ifname(n.bridge)), ctStatusDNAT(), masquerade())
-		if !n.Internal && n.Options["com.docker.network.bridge.enable_ip_masquerade"] != "false" {
-			add(sourceIn(subnet), iface(expr.MetaKeyOIFNAME, reg0), differs(reg0, ifname(n.bridge)), masquerade())
-		}
-	}
-}
-
-// rulesOf finds the rules that were made for a network.
-func (r *rules) rulesOf(id string) (out []*nftables.Rule, err error) {
-	all, err := r.conn.GetRules(r.table, r.postrouting)
-	if err != nil {
-		return nil, err
-	}
-	for _, rule := range all {
-		if string(rule.UserData) == id {
-			out = append(out, rule)
-		}
-	}
-	return out, nil
-}
-
-func (r *rules) removeNetwork(n *state) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	have, err := r.rulesOf(n.ID)
-	if err != nil {
-		return err
-	}
-	if len(have) == 0 {
-		return nil
-	}
-	for _, rule := range have {
-		if err := r.conn.DelRule(rule); err != nil {
-			return err
-		}
-	}
+// elementsOf is what a network needs in our sets.
+func (r *rules) elementsOf(n *state) []element {
 	name := ifname(n.bridge)
-	err = r.conn.SetDeleteElements(r.bridges, []nftables.SetElement{{Key: name}})
-	if err == nil {
-		err = r.conn.SetDeleteElements(r.same, []nftables.SetElement{{Key: append(slices.Clone(name), name...)}})
+	pair := append(slices.Clone(name), name...)
+	out := []element{{set: r.bridges, key: name}, {set: r.self, key: pair}}
+	if n.options.icc {
+		out = append(out, element{set: r.talk, key: pair})
 	}
-	if err == nil && n.Internal {
-		err = r.conn.SetDeleteElements(r.internal, []nftables.SetElement{{Key: name}})
+	if n.Internal || n.options.mode4 == modeIsolated || n.options.mode6 == modeIsolated {
+		out = append(out, element{set: r.internal, key: name})
 	}
-	return errors.Join(err, r.conn.Flush())
+	for _, c := range n.IPAM.Config {
+		f, mode := r.of(c.Subnet.Addr()), n.options.mode(c.Subnet.Addr())
+		first, last := c.Subnet.Addr().AsSlice(), lastOf(c.Subnet).AsSlice()
+		of := append([]byte{f.proto, 0, 0, 0}, name...)
+		out = append(out, element{set: f.own, key: append(slices.Clone(name), first...), end: append(slices.Clone(name), last...)})
+		if !n.Internal && n.options.masquerade && (mode == modeNAT || mode == modeUnprotected) {
+			out = append(out, element{set: f.hide, key: append([]byte{f.proto, 0, 0, 0}, first...), end: append([]byte{f.proto, 0, 0, 0}, last...)})
+		}
+		switch mode {
+		case modeUnprotected:
+			out = append(out, element{set: r.open, key: of})
+		case modeRouted:
+			out = append(out, element{set: r.routed, key: of})
+		}
+	}
+	return out
 }
 
-// element is a publication as an element of one of the two maps.
-func (r *rules) element(p *publication) (*nftables.Set, nftables.SetElement) {
-	to := append(slice4(p.target.Addr()), inetService(p.target.Port())...)
-	key := inetProto(p.port.Proto())
+// elementOf is a published port; ok is false for one that only this process
+// carries over.
+func (r *rules) elementOf(p *publication) (e element, ok bool) {
+	if p.direct {
+		e.set = r.of(p.target.Addr()).direct
+		e.key = slices.Concat(inetProto(p.port.Proto()), p.target.Addr().AsSlice(), inetService(p.target.Port()))
+		return e, true
+	}
+	if p.key.addr.Is4() != p.target.Addr().Is4() {
+		return e, false
+	}
+	f := r.of(p.key.addr)
+	e.val = append(p.target.Addr().AsSlice(), inetService(p.target.Port())...)
 	if p.key.addr.IsUnspecified() {
-		return r.any, nftables.SetElement{Key: append(key, inetService(p.key.port)...), Val: to}
+		e.set, e.key = f.any, append(inetProto(p.port.Proto()), inetService(p.key.port)...)
+		return e, true
 	}
-	key = append(key, slice4(p.key.addr)...)
-	return r.bound, nftables.SetElement{Key: append(key, inetService(p.key.port)...), Val: to}
+	e.set, e.key = f.bound, slices.Concat(inetProto(p.port.Proto()), p.key.addr.WithZone("").AsSlice(), inetService(p.key.port))
+	return e, true
 }
 
-func (r *rules) publish(all []*publication) error   { return r.change(all, r.conn.SetAddElements) }
-func (r *rules) unpublish(all []*publication) error { return r.change(all, r.conn.SetDeleteElements) }
-
-func (r *rules) change(all []*publication, do func(*nftables.Set, []nftables.SetElement) error) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	changed := false
+func (r *rules) elementsOfPorts(all []*publication) (out []element) {
 	for _, p := range all {
-		if !p.key.addr.Is4() {
-			continue
+		if e, ok := r.elementOf(p); ok {
+			out = append(out, e)
 		}
-		set, e := r.element(p)
-		if err := do(set, []nftables.SetElement{e}); err != nil {
-			return err
-		}
-		changed = true
 	}
-	if !changed {
+	return out
+}
+
+// change removes and adds elements in one transaction. Elements that are there
+// already, or not, are no error.
+func (r *rules) change(remove, add []element) error {
+	if len(remove)+len(add) == 0 {
 		return nil
 	}
-	return r.conn.Flush()
-}
-
-// keepOnly removes published ports of containers that are no more.
-func (r *rules) keepOnly(live []*publication) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, set := range []*nftables.Set{r.any, r.bound} {
-		have, err := r.conn.GetSetElements(set)
-		if err != nil {
-			return err
-		}
-		var stale []nftables.SetElement
-		for _, e := range have {
-			wanted := slices.ContainsFunc(live, func(p *publication) bool {
-				s, el := r.element(p)
-				return p.key.addr.Is4() && s == set && bytes.Equal(el.Key, e.Key)
-			})
-			if !wanted {
-				stale = append(stale, e)
+	remove = slices.DeleteFunc(slices.Clone(remove), func(e element) bool { _, there := r.want[e.set][string(e.key)]; return !there })
+	r.rememberLocked(add, remove)
+	r.queue(r.conn.SetDeleteElements, remove)
+	r.queue(r.conn.SetAddElements, add)
+	if r.conn.Flush() == nil {
+		return nil
+	}
+	return r.writeLocked()
+}
+
+func (r *rules) rememberLocked(add, remove []element) {
+	for _, e := range remove {
+		delete(r.want[e.set], string(e.key))
+	}
+	for _, e := range add {
+		r.want[e.set][string(e.key)] = e
+	}
+}
+
+// queue has elements of one set in one message.
+func (r *rules) queue(do func(*nftables.Set, []nftables.SetElement) error, all []element) {
+	for _, s := range r.sets {
+		var of []nftables.SetElement
+		for _, e := range all {
+			if e.set == s {
+				of = append(of, nftables.SetElement{Key: e.key, KeyEnd: e.end, Val: e.val})
 			}
 		}
-		if len(stale) == 0 {
-			continue
-		}
-		if err := r.conn.SetDeleteElements(set, stale); err != nil {
-			return err
+		if len(of) > 0 {
+			do(s, of) // fails for anonymous sets only
 		}
 	}
-	return r.conn.Flush()
 }
 
-// The rest is the words that rules are made of. Registers: reg0… are of four
-// bytes and adjacent, so that a concatenation fills them in order; wide ones
-// hold an interface name.
-
-const (
-	reg0 = unix.NFT_REG32_00
-	reg1 = unix.NFT_REG32_01
-	reg2 = unix.NFT_REG32_02
-)
-
-func wide(n uint32) uint32 { return unix.NFT_REG_1 + n }
-
-func proto(reg uint32) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}}
-}
-
-func destination(reg uint32) []expr.Any {
-	return []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}}
-}
-
-func port(reg uint32) []expr.Any {
-	return []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
-}
-
-func iface(key expr.MetaKey, reg uint32) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: key, Register: reg}}
-}
-
-func inSet(s *nftables.Set, reg uint32) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID}}
-}
-
-// lookUp loads an address into reg0 and a port into reg1.
-func lookUp(s *nftables.Set, reg uint32) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: reg, DestRegister: reg0, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
-}
-
-func dnat() []expr.Any {
-	return []expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true}}
-}
-
-func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
-
-func toThisHost() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: reg0, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+// settle removes published ports of containers that are no more: what is
+// wanted is now complete.
+func (r *rules) settle() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settled = true
+	for _, s := range r.sets {
+		have, err := r.conn.GetSetElements(s)
+		if err != nil {
+			return r.writeLocked()
+		}
+		if len(have) != len(r.want[s]) {
+			return r.writeLocked()
+		}
+		for _, e := range have {
+			if w, ok := r.want[s][string(e.Key)]; !ok || !bytes.Equal(w.val, e.Val) {
+				return r.writeLocked()
+			}
+		}
 	}
+	return nil
 }
 
-func sourceIn(cidr string) []expr.Any      { return addressIn(12, cidr) }
-func destinationIn(cidr string) []expr.Any { return addressIn(16, cidr) }
-
-func addressIn(offset uint32, cidr string) []expr.Any {
-	p := netip.MustParsePrefix(cidr).Masked()
-	mask := make([]byte, 4)
-	binary.BigEndian.PutUint32(mask, uint32(uint64(0xffffffff)<<(32-p.Bits())))
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: slice4(p.Addr())},
-	}
+// rewrite writes everything anew, after somebody else changed it.
+func (r *rules) rewrite() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.writeLocked()
 }
-
-func equal(reg uint32, data []byte) []expr.Any {
-	return []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data}}
-}
-
-func differs(reg uint32, data []byte) []expr.Any {
-	return []expr.Any{&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: data}}
-}
-
-func ctState(bits uint32) []expr.Any { return ctHas(expr.CtKeySTATE, bits) }
-
-// ipsDstNat is IPS_DST_NAT of the kernel's nf_conntrack_common.h.
-const ipsDstNat = 1 << 5
-
-func ctStatusDNAT() []expr.Any { return ctHas(expr.CtKeySTATUS, ipsDstNat) }
-
-func ctHas(key expr.CtKey, bits uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: key, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
-	}
-}
-
-func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
-func drop() []expr.Any   { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
-
-func jump(c *nftables.Chain) []expr.Any {
-	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: c.Name}}
-}
-
-// ifname is an interface's name as the kernel compares it: 16 bytes.
-func ifname(name string) []byte {
-	b := make([]byte, unix.IFNAMSIZ)
-	copy(b, name)
-	return b
-}
-
-// Parts of a concatenated key fill four bytes each.
-func inetService(port uint16) []byte { return []byte{byte(port >> 8), byte(port), 0, 0} }
-
-func inetProto(p network.IPProtocol) []byte {
-	n := map[network.IPProtocol]byte{network.TCP: unix.IPPROTO_TCP, network.UDP: unix.IPPROTO_UDP, network.SCTP: unix.IPPROTO_SCTP}[p]
-	return []byte{n, 0, 0, 0}
-}
-
-func slice4(a netip.Addr) []byte { b := a.As4(); return b[:] }
