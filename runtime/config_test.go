@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/internal/testenv"
 )
 
@@ -21,6 +22,7 @@ func TestMounts(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(host, "file"), []byte("content\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	layer := overlay.Mount{Lower: []string{host, testenv.DiskDir(t)}}
 	tests := []struct {
 		name, script, want string
 		mount              specs.Mount
@@ -29,6 +31,7 @@ func TestMounts(t *testing.T) {
 		{"read-only", "touch /m/new2 2>&1 | grep -o Read-only", "Read-only\n", specs.Mount{Destination: "/m", Source: host, Options: []string{"bind", "ro"}}},
 		{"recursively-read-only", "touch /m/new2 2>&1 | grep -o Read-only", "Read-only\n", specs.Mount{Destination: "/m", Source: host, Options: []string{"rbind", "rro"}}},
 		{"file-on-a-file-that-is-missing", "cat /etc/a/b", "content\n", specs.Mount{Destination: "/etc/a/b", Source: host + "/file", Options: []string{"bind"}}},
+		{"file-of-another-file-system", "cat /etc/a/c; touch /etc/a/c 2>&1 | grep -o Read-only; ls /", "content\nRead-only\nbin\ndev\netc\nhome\nproc\nroot\nsys\ntmp\nvar\n", specs.Mount{Destination: "/etc/a/c", Type: "overlay", Source: "o", Options: append(layer.Options(), "ro", "x-subpath=/../file")}},
 		{"tmpfs-with-size-and-mode", "stat -c %a /m; df -k /m | tail -1 | awk '{print $2}'", "1700\n64\n", specs.Mount{Destination: "/m", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=64k", "mode=1700", "noexec"}}},
 		{"noexec", "cp /bin/busybox /m/x; /m/x 2>&1 | grep -o denied", "denied\n", specs.Mount{Destination: "/m", Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec"}}},
 	}

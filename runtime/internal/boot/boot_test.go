@@ -20,6 +20,7 @@ func TestMountOptionsAreUnderstood(t *testing.T) {
 			mountPlan{kind: "bind", recursive: true, propagation: []attr{{set: unix.MS_PRIVATE, recursive: true}}}},
 		{"recursively-read-only", specs.Mount{Options: []string{"rbind", "rro"}}, mountPlan{kind: "bind", recursive: true, rset: ro}},
 		{"the-last-word-counts", specs.Mount{Type: "tmpfs", Options: []string{"ro", "nosuid", "rw"}}, mountPlan{kind: "tmpfs", set: nosuid, clear: ro}},
+		{"part-of-a-file-system", specs.Mount{Type: "overlay", Options: []string{"ro", "x-subpath=/a=b"}}, mountPlan{kind: "overlay", set: ro, subpath: "/a=b"}},
 		{"data", specs.Mount{Type: "tmpfs", Options: []string{"size=64k", "noswap", "sync", "defaults"}},
 			mountPlan{kind: "tmpfs", data: [][2]string{{"size", "64k"}, {"noswap", ""}}, flags: []string{"sync"}}},
 	}

@@ -68,13 +68,20 @@ type mountPlan struct {
 	copyUp       bool        // fill a tmpfs with what is below it
 	flags        []string    // superFlags
 	data         [][2]string // key and value; the value of a flag is ""
+	subpath      string      // of the new file system, what is to appear; "" is all
 }
+
+// subpathOption is ours: the configuration wants only a directory or a file of
+// the file system that is mounted.
+const subpathOption = "x-subpath="
 
 func planMount(m specs.Mount) (mountPlan, error) {
 	p := mountPlan{kind: m.Type, source: m.Source, dest: m.Destination}
 	for _, o := range m.Options {
 		name, recursive := strings.CutPrefix(o, "r")
 		switch {
+		case strings.HasPrefix(o, subpathOption):
+			p.subpath = strings.TrimPrefix(o, subpathOption)
 		case o == "bind":
 			p.kind = "bind"
 		case o == "rbind":
@@ -250,11 +257,44 @@ func mountAll(root *os.File, cfg *Config) error {
 
 func (p mountPlan) mount(root *os.File) error {
 	fd, err := p.open()
+	if err == nil && p.subpath != "" {
+		fd, err = p.subtree(root, fd)
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	return p.attachIn(root, fd)
+}
+
+// subtree trades a detached mount for one of a part of it. Before Linux 6.15
+// only what is attached can be cloned, so it lies on the root for a moment,
+// where nobody else is yet.
+func (p mountPlan) subtree(root *os.File, fd int) (int, error) {
+	whole := os.NewFile(uintptr(fd), p.dest)
+	defer whole.Close()
+	if err := moveMount(fd, root); err != nil {
+		return -1, fmt.Errorf("mount %s at %s: %w", p.kind, p.dest, err)
+	}
+	part, err := p.clone(whole)
+	if uerr := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH); err == nil && uerr != nil {
+		unix.Close(part)
+		return -1, fmt.Errorf("mount %s at %s: take it from the root: %w", p.kind, p.dest, uerr)
+	}
+	return part, err
+}
+
+func (p mountPlan) clone(whole *os.File) (int, error) {
+	f, err := openIn(whole, p.subpath)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: %w", p.dest, err)
+	}
+	defer f.Close()
+	fd, err := unix.OpenTree(int(f.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: clone %s: %w", p.dest, p.subpath, err)
+	}
+	return fd, nil
 }
 
 // attachIn moves the detached mount fd to its place below root.
