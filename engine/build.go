@@ -59,7 +59,7 @@ func (b buildRunner) Run(ctx context.Context, s build.RunSpec) (result build.Run
 	}
 	cfg := containerConfig(s.Config)
 	cfg.Cmd, cfg.Healthcheck = s.Cmd, nil
-	r := record{Image: s.Image, Layer: s.Parent, Path: s.Cmd[0], Args: s.Cmd[1:], Config: cfg, Host: host}
+	r := record{Image: s.Image, Layer: s.Parent, Path: s.Cmd[0], Args: s.Cmd[1:], Config: cfg, Host: host, Build: true}
 	if r.Networks, err = b.e.wantedNetworks(host, nil); err == nil {
 		err = b.e.create(&r, "", release)
 	}
@@ -74,6 +74,16 @@ func (b buildRunner) Run(ctx context.Context, s build.RunSpec) (result build.Run
 		}
 	}()
 	s.Started(r.ID)
+	done, err := b.e.addBuildMounts(ctx, &r, s.Mounts)
+	if err != nil {
+		return result, err
+	}
+	defer done()
+	b.e.at("build-mounts")
+	stubs, err := b.e.mountStubs(&r, s.Mounts)
+	if err != nil {
+		return result, err
+	}
 	if result.ExitCode, err = b.e.runToEnd(ctx, r.ID, s.Stdout, s.Stderr); err != nil || result.ExitCode != 0 {
 		return result, err
 	}
@@ -82,6 +92,10 @@ func (b buildRunner) Run(ctx context.Context, s build.RunSpec) (result build.Run
 		return result, fmt.Errorf("the build was cancelled: %w", err)
 	}
 	r = c.snapshot()
+	if err := b.e.removeStubs(&r, stubs); err != nil {
+		return result, err
+	}
+	b.e.at("build-commit")
 	result.Layer, err = b.e.commitLayer(ctx, &r)
 	return result, err
 }

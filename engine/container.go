@@ -33,6 +33,10 @@ type record struct {
 	// ImageMounts are the top layers of images that it mounts, by target.
 	ImageMounts map[string]oci.ChainID `json:",omitempty"`
 
+	// Build is set in containers of RUN instructions, which end with the
+	// build and so with this process.
+	Build bool `json:",omitempty"`
+
 	// Plugged are the devices that it has now of those that come and go.
 	Plugged []device.Node `json:",omitempty"`
 
@@ -73,6 +77,7 @@ type Container struct {
 	execIDs  []string
 	kept     bool          // a restart goes on: its end is no reason to remove it
 	release  func()        // gives up the image's layers
+	extras   extras        // for a RUN instruction
 	logsDone chan struct{} // closed when the running container has written its last log line
 }
 

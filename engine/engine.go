@@ -36,6 +36,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/minke-os/minke/engine/internal/buildcache"
 	"github.com/minke-os/minke/engine/internal/device"
 	"github.com/minke-os/minke/engine/internal/disk"
 	"github.com/minke-os/minke/engine/internal/events"
@@ -82,17 +83,18 @@ type Engine struct {
 	id      string
 	started time.Time
 
-	db       *bbolt.DB
-	images   *store.Store
-	registry atomic.Pointer[registry.Client] // replaced by Reload
-	settings atomic.Pointer[Settings]        // likewise
-	net      *network.Host
-	volumes  *volume.Store
-	rt       *runtime.Monitor
-	events   events.Broker
-	filters  spec.SeccompCache
-	disks    *disk.Watch
-	devices  device.Host
+	db         *bbolt.DB
+	buildCache *buildcache.Cache
+	images     *store.Store
+	registry   atomic.Pointer[registry.Client] // replaced by Reload
+	settings   atomic.Pointer[Settings]        // likewise
+	net        *network.Host
+	volumes    *volume.Store
+	rt         *runtime.Monitor
+	events     events.Broker
+	filters    spec.SeccompCache
+	disks      *disk.Watch
+	devices    device.Host
 
 	devicesChanged chan struct{} // capacity 1: look at containers' devices
 
@@ -148,6 +150,9 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	}
 	if e.images, err = store.Open(cfg.DataRoot, e.db, store.Options{Logger: cfg.Logger}); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if err := e.openBuilds(); err != nil {
+		return nil, err
 	}
 	if err := e.apply(cfg.Settings); err != nil {
 		return nil, err

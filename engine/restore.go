@@ -45,7 +45,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	adopted := map[string]bool{}
 	for _, c := range e.containers {
 		s, ok := found[c.ID]
-		if ok && c.runs() && (s.Status == runtime.Running || s.Status == runtime.Paused) {
+		if ok && !c.Build && c.runs() && (s.Status == runtime.Running || s.Status == runtime.Paused) {
 			e.adopt(ctx, c, s)
 			adopted[c.ID] = true
 			delete(found, c.ID)
@@ -165,6 +165,9 @@ func (e *Engine) adopt(ctx context.Context, c *Container, s runtime.State) {
 // how it ended if the monitor still knew. Called with c.op held.
 func (e *Engine) settle(c *Container, exit *runtime.Exit) (start bool) {
 	r := c.snapshot()
+	if r.Build { // restore has ended it
+		r = e.change(c, func(r *record) { r.Running, r.Restarting, r.Removing, r.RemovingVolumes = false, false, true, true })
+	}
 	switch {
 	case r.Removing || r.Dead:
 		if err := e.remove(c, r.Host.AutoRemove || r.RemovingVolumes); err != nil {

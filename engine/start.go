@@ -111,9 +111,10 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if !slices.Equal(r.Plugged, plugged) {
 		e.change(c, func(r *record) { r.Plugged = plugged })
 	}
+	more := c.extrasOf()
 	in := spec.Input{
-		ID: r.ID, Config: e.withLinks(r), Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
-		Hostname: e.hostname(r), User: who, Mounts: append(mounts, own...), CgroupV2: cgroupV2(),
+		ID: r.ID, Config: withEnv(e.withLinks(r), more.env), Host: host, Args: argv(r), Root: filepath.Join(e.containerDir(r.ID), "rootfs"),
+		Hostname: e.hostname(r), User: who, Mounts: slices.Concat(mounts, more.mounts, own), CgroupV2: cgroupV2(),
 	}
 	if err := e.joinNamespaces(&in); err != nil {
 		return 0, err

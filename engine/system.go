@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	buildtypes "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
@@ -81,6 +82,7 @@ type Usage struct {
 	Images     []imagetypes.Summary
 	Containers []container.Summary
 	Volumes    []volumetypes.Volume
+	BuildCache []buildtypes.CacheRecord
 }
 
 // DiskUsage measures what is kept on disk.
@@ -92,6 +94,9 @@ func (e *Engine) DiskUsage(ctx context.Context) (u Usage, err error) {
 		return u, err
 	}
 	if u.Containers, err = e.ContainerList(ctx, ListOptions{All: true, Size: true}); err != nil {
+		return u, err
+	}
+	if u.BuildCache, err = e.BuildCache(); err != nil {
 		return u, err
 	}
 	list, err := e.VolumeList(nil)

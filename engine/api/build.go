@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/jsonstream"
 
+	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -27,6 +29,9 @@ func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer f.Close()
 		body = f
+	}
+	if o.Secrets, err = buildSecrets(r); err != nil {
+		return err
 	}
 	// The client sends the context and reads the output at once.
 	http.NewResponseController(w).EnableFullDuplex()
@@ -102,11 +107,41 @@ func buildOptions(r *http.Request) (o build.Options, err error) {
 	return o, nil
 }
 
-// buildPrune answers that there is nothing: the cache is images, which
-// POST /images/prune removes.
+// buildPrune removes the directories of cache mounts. What instructions made
+// is images, which POST /images/prune removes.
 func (s *Server) buildPrune(w http.ResponseWriter, r *http.Request) error {
-	return writeJSON(w, http.StatusOK, struct {
-		CachesDeleted  []string
-		SpaceReclaimed int64
-	}{[]string{}, 0})
+	f, err := filtersOf(r)
+	if err != nil {
+		return err
+	}
+	o := engine.BuildPruneOptions{Filters: f}
+	for _, name := range []string{"keep-storage", "reserved-space", "max-used-space"} {
+		if text := r.URL.Query().Get(name); text != "" {
+			if o.Keep, err = strconv.ParseInt(text, 10, 64); err != nil {
+				return errdef.Invalid.Errorf("%s is in bytes and expects an integer, got %v", name, text)
+			}
+		}
+	}
+	report, err := s.engine.BuildPrune(r.Context(), o)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, report)
+}
+
+// secretsHeader carries what RUN --mount=type=secret shows: base64 of a JSON
+// object of base64 values by ID. It is ours: BuildKit's clients use a session.
+const secretsHeader = "X-Minke-Build-Secrets"
+
+func buildSecrets(r *http.Request) (secrets map[string][]byte, err error) {
+	text := r.Header.Get(secretsHeader)
+	if text == "" {
+		return nil, nil
+	}
+	dec := base64.NewDecoder(base64.URLEncoding, strings.NewReader(text))
+	if err := json.NewDecoder(dec).Decode(&secrets); err != nil {
+		// Not the error itself, which could quote a secret.
+		return nil, errdef.Invalid.Errorf("%s: want base64 of a JSON object with base64 values", secretsHeader)
+	}
+	return secrets, nil
 }

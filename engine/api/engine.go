@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	buildtypes "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -87,6 +88,7 @@ type images interface {
 	DeltaSave(d *store.ImageDelta, w io.Writer) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)
 	ImageBuild(ctx context.Context, o build.Options, auths engine.RegistryAuths, contextTar io.Reader, out build.Output) (oci.ImageID, error)
+	BuildPrune(ctx context.Context, o engine.BuildPruneOptions) (buildtypes.CachePruneReport, error)
 	ImagePrune(ctx context.Context, f engine.Filters) (deleted []image.DeleteResponse, reclaimed int64, err error)
 }
 

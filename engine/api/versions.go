@@ -76,11 +76,11 @@ type usage struct {
 	Images     []image.Summary
 	Containers []container.Summary
 	Volumes    []volume.Volume
-	BuildCache []struct{}
+	BuildCache []build.CacheRecord
 }
 
 func usageFor(v version, u engine.Usage, verbose bool) any {
-	flat := usage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: []struct{}{}}
+	flat := usage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: u.BuildCache}
 	if v < 52 {
 		return flat
 	}
@@ -88,7 +88,7 @@ func usageFor(v version, u engine.Usage, verbose bool) any {
 		ImageUsage:      &image.DiskUsage{TotalCount: int64(len(u.Images)), TotalSize: u.LayersSize},
 		ContainerUsage:  &container.DiskUsage{TotalCount: int64(len(u.Containers))},
 		VolumeUsage:     &volume.DiskUsage{TotalCount: int64(len(u.Volumes))},
-		BuildCacheUsage: &build.DiskUsage{},
+		BuildCacheUsage: &build.DiskUsage{TotalCount: int64(len(u.BuildCache))},
 	}
 	for _, img := range u.Images {
 		if img.Containers > 0 {
@@ -113,7 +113,16 @@ func usageFor(v version, u engine.Usage, verbose bool) any {
 			out.VolumeUsage.Reclaimable += vol.UsageData.Size
 		}
 	}
+	for _, c := range u.BuildCache {
+		out.BuildCacheUsage.TotalSize += c.Size
+		if c.InUse {
+			out.BuildCacheUsage.ActiveCount++
+		} else {
+			out.BuildCacheUsage.Reclaimable += c.Size
+		}
+	}
 	if verbose {
+		out.BuildCacheUsage.Items = u.BuildCache
 		out.ImageUsage.Items, out.ContainerUsage.Items, out.VolumeUsage.Items = u.Images, u.Containers, u.Volumes
 	}
 	flat.DiskUsage = &out

@@ -26,8 +26,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -63,9 +65,32 @@ type RunSpec struct {
 	Config dockerspec.DockerOCIImageConfig // environment, user, directory; no command, no entrypoint
 	Cmd    []string                        // complete, with the shell if any
 	Host   HostConfig
+	Mounts []RunMount
 
 	Started        func(containerID string)
 	Stdout, Stderr io.Writer
+}
+
+// A RunMount is what RUN --mount puts into the container for one command. It
+// is no part of the layer, nor is the mount point if the mount made it.
+type RunMount struct {
+	Type     instructions.MountType // bind, cache, tmpfs or secret
+	Target   string                 // absolute; "" for a secret in the environment alone
+	ReadOnly bool
+
+	// What bind shows and a new cache begins with: a file or directory of a
+	// stack of layers. A bind that is not read-only loses what is written.
+	Layers oci.ChainID
+	Path   string
+
+	CacheID string                 // cache
+	Sharing instructions.ShareMode // cache; "" is shared
+	Mode    os.FileMode            // cache, secret
+	UID     int
+	GID     int
+	Size    int64  // tmpfs, in bytes; 0 is as much as there is
+	Secret  []byte // secret: never to be written to the data root
+	Env     string // secret: variable to have it in, "" for none
 }
 
 // A RunResult is how the command ended.
@@ -104,8 +129,9 @@ type Options struct {
 	CacheFrom  []string // images whose history may stand in for instructions
 	Platform   oci.Platform
 	Host       HostConfig
-	Remove     bool // print that intermediate containers are removed
-	Quiet      bool // print nothing but errors
+	Secrets    map[string][]byte // for RUN --mount=type=secret, by ID
+	Remove     bool              // print that intermediate containers are removed
+	Quiet      bool              // print nothing but errors
 }
 
 // Output is where a build talks.
@@ -168,12 +194,18 @@ type builder struct {
 	now time.Time
 
 	dockerfile []byte
-	files      *source // the context
-	args       *args
-	stages     []*stage // done, or the last of them in work
-	sources    map[oci.ChainID]*source
-	step       int
-	steps      int
+	files      *source     // the context
+	filesChain oci.ChainID // its layer
+
+	visible      sync.Once // guards the layer of visibleContext
+	visibleChain oci.ChainID
+	visibleErr   error
+
+	args    *args
+	stages  []*stage // done, or the last of them in work
+	sources map[oci.ChainID]*source
+	step    int
+	steps   int
 }
 
 func (b *builder) close() {

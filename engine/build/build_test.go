@@ -35,11 +35,15 @@ type chrootRunner struct {
 	s    *store.Store
 	runs int
 	spec RunSpec // the last
+	look func(RunSpec)
 }
 
 func (r *chrootRunner) Run(ctx context.Context, spec RunSpec) (RunResult, error) {
 	r.runs++
 	r.spec = spec
+	if r.look != nil {
+		r.look(spec)
+	}
 	spec.Started(fmt.Sprintf("%064x", r.runs))
 	m, err := r.s.Mount(spec.Parent)
 	if err != nil {
@@ -453,7 +457,11 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 		{"nothing-matches", "FROM busybox\nCOPY z* /\n", Options{}, "COPY failed: no source files were specified"},
 		{"missing-in-stage", "FROM busybox AS a\nFROM busybox\nCOPY --from=a /x /\n", Options{}, "COPY failed: stat x: file does not exist"},
 		{"two-files-to-one", "FROM busybox\nCOPY f secret2 /x\n", Options{}, "When using COPY with more than one source file, the destination must be a directory and end with a /"},
-		{"mounts", "FROM busybox\nRUN --mount=type=cache,target=/c true\n", Options{}, "the --mount option requires BuildKit, which this engine does not have; leave it out"},
+		{"required-secret", "FROM busybox\nRUN --mount=type=secret,id=s,required true\n", Options{}, "RUN --mount=type=secret: secret s: not found; give it with \"minke build --secret id=s,src=FILE\""},
+		{"agent", "FROM busybox\nRUN --mount=type=ssh,required true\n", Options{}, "RUN --mount=type=ssh: there is no agent: the classic builder's protocol cannot forward one; pass a key with --secret instead"},
+		{"mount-of-nothing", "FROM busybox\nRUN --mount=source=x,target=/x true\n", Options{}, "RUN --mount=type=bind: RUN failed: file not found in build context or excluded by .dockerignore: stat x: file does not exist"},
+		{"mount-on-the-root", "FROM busybox\nRUN --mount=target=/a/.. true\n", Options{}, "RUN --mount=type=bind: invalid mount target \"/a/..\""},
+		{"privileged-step", "FROM busybox\nRUN --security=insecure true\n", Options{}, "RUN --security=insecure is not supported: a build gets no privileges; leave it out"},
 		{"no-such-base", "FROM nothing\n", Options{}, "No such image: nothing:latest"},
 		{"no-such-target", "FROM busybox\n", Options{Target: "x"}, "failed to reach build target x in Dockerfile"},
 		{"no-such-dockerfile", "FROM busybox\n", Options{Dockerfile: "other"}, "Cannot locate specified Dockerfile: other"},

@@ -19,6 +19,7 @@ import (
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/oci"
 )
 
 // A copying is one COPY or ADD on its way to a layer.
@@ -74,23 +75,32 @@ func (st *stage) copyFrom(ctx context.Context, name string) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
+	chain, err := st.layersOf(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return st.of(chain)
+}
+
+// layersOf gives the layers of a stage or an image.
+func (st *stage) layersOf(ctx context.Context, name string) (oci.ChainID, error) {
 	done := st.stages[:len(st.stages)-1]
 	if i, ok := stageNumber(name, len(done)); ok {
-		return st.of(done[i].chain)
+		return done[i].chain, nil
 	}
 	if earlier := st.earlier(name); earlier != nil && earlier != st {
-		return st.of(earlier.chain)
+		return earlier.chain, nil
 	}
 	id, err := st.find(ctx, name, st.o.Platform)
 	if err != nil {
-		return nil, fmt.Errorf("invalid from flag value %s: %w", name, err)
+		return "", fmt.Errorf("invalid from flag value %s: %w", name, err)
 	}
 	var image stage
 	image.builder = st.builder
 	if err := image.adopt(id); err != nil {
-		return nil, err
+		return "", err
 	}
-	return st.of(image.chain)
+	return image.chain, nil
 }
 
 func (st *stage) newCopying(verb string, what instructions.SourcesAndDest, chown, chmod string) (*copying, error) {

@@ -13,17 +13,22 @@ import (
 
 // run is RUN.
 func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
-	for _, flag := range c.FlagsUsed {
-		if flag != "network" {
-			return errdef.Unsupported.Errorf("the --%s option requires BuildKit, which this engine does not have; leave it out", flag)
-		}
+	if instructions.GetSecurity(c) != instructions.SecuritySandbox {
+		return errdef.Unsupported.Errorf("RUN --security=insecure is not supported: a build gets no privileges; leave it out")
+	}
+	if len(instructions.GetDevices(c)) > 0 {
+		return errdef.Unsupported.Errorf("RUN --device is not supported: a build gets no devices; leave it out")
 	}
 	if st.image == "" {
 		return errdef.Invalid.Errorf("no source image provided with `FROM scratch`: RUN has nothing to run; COPY or ADD a root file system first")
 	}
 	cmd := withShell(st.config.Config, withHeredocs(c.ShellDependantCmdLine))
 	env := st.args.env(st.config.Config.Env)
-	createdBy := strings.Join(withArgs(env, cmd), " ")
+	mounts, note, err := st.mounts(ctx, c)
+	if err != nil {
+		return err
+	}
+	createdBy := strings.Join(withArgs(env, cmd), " ") + note
 	if st.hit(createdBy) {
 		return nil
 	}
@@ -36,7 +41,7 @@ func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
 	}
 	var container string
 	res, err := st.Runner.Run(ctx, RunSpec{
-		Parent: st.chain, Image: st.image, Config: config, Cmd: cmd, Host: host,
+		Parent: st.chain, Image: st.image, Config: config, Cmd: cmd, Host: host, Mounts: mounts,
 		Started: func(id string) {
 			container = id[:min(12, len(id))]
 			st.printf(" ---> Running in %s\n", container)

@@ -103,7 +103,7 @@ func (b *builder) readContext(ctx context.Context, r io.Reader) error {
 	if b.files, err = openSource(b.Store, l.ChainID); err != nil {
 		return fmt.Errorf("build context: %w", err)
 	}
-	b.files.context = true
+	b.files.context, b.filesChain = true, l.ChainID
 	if b.dockerfile, err = b.findDockerfile(); err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (b *builder) dockerfileOnly(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	b.dockerfile = text
+	b.dockerfile, b.filesChain = text, l.ChainID
 	b.files, err = openSource(b.Store, l.ChainID)
 	return err
 }
