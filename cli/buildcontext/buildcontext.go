@@ -9,6 +9,7 @@ package buildcontext
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -50,14 +51,34 @@ func Open(dir, dockerfile string, expand func([]byte) []byte) (*Context, error) 
 	if expand != nil {
 		c.expanded = expand(data)
 	}
-	ignore, err := readIgnore(dir, dockerfile)
-	if err != nil {
+	return c, c.list(dockerfile)
+}
+
+// elsewhere is how a Dockerfile is sent that is not in the directory.
+const elsewhere = ".minke.Dockerfile"
+
+// OpenWith lists a directory that is built by a Dockerfile from elsewhere.
+func OpenWith(dir string, dockerfile []byte) (*Context, error) {
+	c := &Context{dir: dir, dockerfile: elsewhere, expanded: dockerfile}
+	if err := c.list(""); err != nil {
 		return nil, err
 	}
-	if err := filepath.WalkDir(dir, c.visit(ignore)); err != nil {
-		return nil, fmt.Errorf("read build context: %w", err)
-	}
+	c.files = append(c.files, elsewhere)
 	return c, nil
+}
+
+// Dockerfile is the name that the builder finds it by.
+func (c *Context) Dockerfile() string { return c.dockerfile }
+
+func (c *Context) list(dockerfile string) error {
+	ignore, err := readIgnore(c.dir, dockerfile)
+	if err != nil {
+		return err
+	}
+	if err := filepath.WalkDir(c.dir, c.visit(ignore)); err != nil {
+		return fmt.Errorf("read build context: %w", err)
+	}
+	return nil
 }
 
 // readIgnore reads <Dockerfile>.dockerignore, else .dockerignore.
@@ -95,6 +116,8 @@ func (c *Context) visit(ignore *patternmatcher.PatternMatcher) fs.WalkDirFunc {
 			return err
 		}
 		switch {
+		case name == elsewhere:
+			return errdef.Invalid.Errorf("%s is a name that minke needs itself", elsewhere)
 		case name == c.dockerfile: // the builder needs it whatever is ignored
 		case skip && d.IsDir() && !ignore.Exclusions() && !strings.HasPrefix(c.dockerfile, name+"/"):
 			return filepath.SkipDir
@@ -148,6 +171,9 @@ func (c *Context) each(f func(*tar.Header, io.Reader) error) error {
 }
 
 func (c *Context) one(name string, f func(*tar.Header, io.Reader) error) error {
+	if name == elsewhere {
+		return f(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(c.expanded))}, bytes.NewReader(c.expanded))
+	}
 	path := filepath.Join(c.dir, filepath.FromSlash(name))
 	st, err := os.Lstat(path)
 	if err != nil {
@@ -170,7 +196,7 @@ func (c *Context) one(name string, f func(*tar.Header, io.Reader) error) error {
 	hdr.Uid, hdr.Gid, hdr.Uname, hdr.Gname = 0, 0, "", ""
 	if name == c.dockerfile {
 		hdr.Size = int64(len(c.expanded))
-		return f(hdr, strings.NewReader(string(c.expanded)))
+		return f(hdr, bytes.NewReader(c.expanded))
 	}
 	if !st.Mode().IsRegular() {
 		return f(hdr, strings.NewReader(""))

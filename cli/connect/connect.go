@@ -79,9 +79,9 @@ func (s *Session) device() string {
 }
 
 // Engine is a client of the engine.
-func (s *Session) Engine() (*client.Client, error) {
+func (s *Session) Engine(more ...client.Opt) (*client.Client, error) {
 	host := s.EngineHost()
-	opts := []client.Opt{client.WithHost(host)}
+	opts := append([]client.Opt{client.WithHost(host)}, more...)
 	if s.TLS.On || s.TLS.Verify {
 		opts = append(opts, client.WithTLSClientConfig(s.TLS.CA, s.TLS.Cert, s.TLS.Key))
 	}

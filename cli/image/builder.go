@@ -16,9 +16,20 @@ import (
 // Build sends a context to the engine's classic builder and calls show for
 // each line it prints. It returns the image's ID.
 func Build(ctx context.Context, engine *client.Client, bc *buildcontext.Context, opts client.ImageBuildOptions, show func(string)) (string, error) {
+	body := stream(bc)
+	defer body.Close()
+	return send(ctx, engine, body, opts, show)
+}
+
+// stream is a context as a tar. Closing it early ends the goroutine that
+// writes it.
+func stream(bc *buildcontext.Context) io.ReadCloser {
 	body, w := io.Pipe()
 	go func() { w.CloseWithError(bc.Tar(w)) }()
-	defer body.Close() // ends the goroutine if the engine did not read it all
+	return body
+}
+
+func send(ctx context.Context, engine *client.Client, body io.Reader, opts client.ImageBuildOptions, show func(string)) (string, error) {
 	res, err := engine.ImageBuild(ctx, body, opts)
 	if err != nil {
 		return "", err
