@@ -23,6 +23,9 @@ func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
 	}
 	body := io.Reader(r.Body)
 	if remote := r.URL.Query().Get("remote"); remote != "" && remote != "client-session" {
+		if build.IsGit(remote) {
+			return errdef.Unsupported.Errorf("a git repository cannot be a build context here; clone it and build from the directory, or give the URL of a tar")
+		}
 		f, err := fetch(r, remote)
 		if err != nil {
 			return err
@@ -57,8 +60,14 @@ func buildOptions(r *http.Request) (o build.Options, err error) {
 	if q.Get("version") == "2" {
 		return o, errdef.Invalid.Errorf("BuildKit is not supported: set DOCKER_BUILDKIT=0 to build with the classic builder")
 	}
+	if boolParam(r, "squash") {
+		return o, errdef.Invalid.Errorf("squash is not supported: content that layers share is on the disk once, so it would save nothing")
+	}
+	if outputs := q.Get("outputs"); outputs != "" && outputs != "null" && outputs != "[]" {
+		return o, errdef.Invalid.Errorf("outputs are not supported: the result is an image; take files out of it with docker cp or docker save")
+	}
 	o = build.Options{
-		Dockerfile: q.Get("dockerfile"), Target: q.Get("target"), NoCache: boolParam(r, "nocache"), Quiet: boolParam(r, "q"), Remove: boolOr(r, "rm", true),
+		Dockerfile: q.Get("dockerfile"), Target: q.Get("target"), NoCache: boolParam(r, "nocache"), Pull: boolParam(r, "pull"), Quiet: boolParam(r, "q"), Remove: boolOr(r, "rm", true),
 		Host: build.HostConfig{
 			NetworkMode: q.Get("networkmode"), CPUSetCPUs: q.Get("cpusetcpus"), CPUSetMems: q.Get("cpusetmems"), CgroupParent: q.Get("cgroupparent"),
 			Isolation: q.Get("isolation"), Ulimits: q.Get("ulimits"),
@@ -82,6 +91,7 @@ func buildOptions(r *http.Request) (o build.Options, err error) {
 			return o, errdef.Invalid.Wrap(err)
 		}
 	}
+	o.Host.SecurityOpt = q["securityopt"]
 	for _, list := range q["extrahosts"] {
 		o.Host.ExtraHosts = append(o.Host.ExtraHosts, strings.Split(list, ",")...)
 	}
@@ -96,7 +106,7 @@ func buildOptions(r *http.Request) (o build.Options, err error) {
 		}
 	}
 	for name, field := range map[string]any{
-		"buildargs": &o.Args, "labels": &o.Labels, "cachefrom": &o.CacheFrom, "volumes": &o.Host.Volumes, "securityopt": &o.Host.SecurityOpt,
+		"buildargs": &o.Args, "labels": &o.Labels, "cachefrom": &o.CacheFrom, "volumes": &o.Host.Volumes,
 	} {
 		if text := q.Get(name); text != "" {
 			if err := json.Unmarshal([]byte(text), field); err != nil {

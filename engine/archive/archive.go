@@ -26,8 +26,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 
-	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -43,7 +43,7 @@ type Progress struct {
 }
 
 // Decompress gives the plain bytes of a stream that may be compressed with
-// gzip, zstd or bzip2. Close it when done; that does not close r.
+// gzip, zstd, bzip2 or xz. Close it when done; that does not close r.
 func Decompress(r io.Reader) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	magic, err := b.Peek(6)
@@ -62,7 +62,11 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	case bytes.HasPrefix(magic, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(b)), nil
 	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		return nil, errdef.Unsupported.Errorf("xz compression is not supported; decompress it first, or use gzip or zstd")
+		z, err := xz.NewReader(b, maxDictionary)
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(z), nil
 	}
 	return io.NopCloser(b), nil
 }
@@ -71,6 +75,10 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 // "zstd --ultra -20" asks for. Image tools ask for 8 MB and less; with the
 // 128 MB of -22 a device of 512 MB could not go on with its work.
 const maxWindow = 32 << 20
+
+// maxDictionary is the same for xz: what "xz -9" asks for. By itself it takes
+// 8 MB.
+const maxDictionary = 64 << 20
 
 // IsTar reports whether the block is the beginning of a tar: a header whose
 // checksum is right, or the zeros of an empty one.

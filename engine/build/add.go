@@ -20,21 +20,27 @@ import (
 
 // add is ADD: COPY that unpacks local archives and fetches URLs.
 func (st *stage) add(ctx context.Context, c *instructions.AddCommand) error {
-	if len(c.ExcludePatterns) > 0 || c.KeepGitDir != nil {
-		return errdef.Unsupported.Errorf("ADD --exclude and --keep-git-dir require BuildKit, which this engine does not have")
+	if c.KeepGitDir != nil {
+		return errGit
 	}
-	cp, err := st.newCopying("ADD", c.SourcesAndDest, c.Chown, c.Chmod)
+	cp, err := st.newCopying(copyFlags{verb: "ADD", chown: c.Chown, chmod: c.Chmod, exclude: c.ExcludePatterns}, c.SourcesAndDest)
 	if err != nil {
 		return err
 	}
 	for _, src := range c.SourcePaths {
+		if IsGit(src) {
+			return errGit
+		}
 		if isURL(src) {
-			f, err := cp.fetch(ctx, src, c.Checksum)
+			f, err := cp.fetch(ctx, src, c)
 			if err != nil {
 				return fmt.Errorf("ADD failed: %w", err)
 			}
 			defer f.Close()
 			continue
+		}
+		if c.Checksum != "" {
+			return errdef.Invalid.Errorf("checksum can't be specified for non-HTTP(S) sources")
 		}
 		if err := cp.sources(st.files, src, c.Unpack == nil || *c.Unpack); err != nil {
 			return err
@@ -43,12 +49,23 @@ func (st *stage) add(ctx context.Context, c *instructions.AddCommand) error {
 	return cp.finish(ctx)
 }
 
+// errGit says what devices do not have: a git client, which the engine would
+// have to run.
+var errGit = errdef.Unsupported.Errorf("git repositories are no source for ADD here; clone it beside the Dockerfile, or ADD the archive that its server offers with --unpack")
+
+// IsGit reports whether a source or a context is a git repository, as Docker
+// tells them.
+func IsGit(s string) bool {
+	location, _, _ := strings.Cut(s, "#")
+	return strings.HasPrefix(s, "github.com/") || strings.HasPrefix(s, "git@") || strings.HasPrefix(s, "git://") || strings.HasPrefix(s, "ssh://") || isURL(s) && strings.HasSuffix(location, ".git")
+}
+
 func isURL(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
 }
 
 // fetch downloads a file, which must stay open until it is copied.
-func (cp *copying) fetch(ctx context.Context, from, checksum string) (*os.File, error) {
+func (cp *copying) fetch(ctx context.Context, from string, c *instructions.AddCommand) (*os.File, error) {
 	u, err := url.Parse(from)
 	if err != nil {
 		return nil, errdef.Invalid.Wrap(err)
@@ -81,12 +98,21 @@ func (cp *copying) fetch(ctx context.Context, from, checksum string) (*os.File, 
 	m := member{open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, size)), nil }}
 	m.Header = tar.Header{Typeflag: tar.TypeReg, Name: cp.place(base), Size: size, Mode: 0o600, ModTime: lastModified(resp)}
 	cp.own(&m.Header)
-	if err := m.verify(checksum); err != nil {
+	err = m.verify(c.Checksum)
+	if err == nil && c.Unpack != nil && *c.Unpack {
+		if m.unpack, err = isArchive(m.open); m.unpack {
+			m.Name = cp.target
+		}
+	}
+	cp.files = append(cp.files, m)
+	if err == nil {
+		err = cp.hash(false, cp.files[len(cp.files)-1:])
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	cp.files = append(cp.files, m)
-	return f, cp.hash(false, cp.files[len(cp.files)-1:])
+	return f, nil
 }
 
 func lastModified(resp *http.Response) time.Time {

@@ -126,6 +126,7 @@ type Options struct {
 	Args       map[string]*string // nil takes no value and so leaves a default
 	Labels     map[string]string
 	NoCache    bool
+	Pull       bool     // look for a newer base image even if there is one
 	CacheFrom  []string // images whose history may stand in for instructions
 	Platform   oci.Platform
 	Host       HostConfig
@@ -219,6 +220,9 @@ func (b *builder) close() {
 
 // build works through the plan's stages up to the target.
 func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
+	for _, w := range p.warnings {
+		fmt.Fprintf(b.out.Stderr, "[WARNING]: %s\n", w.Short)
+	}
 	b.args, b.steps = newArgs(b.o), p.steps()
 	for i := range p.global {
 		b.announce(p.global[i].String())

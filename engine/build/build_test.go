@@ -20,6 +20,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
 
 	"github.com/minke-os/minke/engine/store"
@@ -343,6 +344,11 @@ func TestCopyPutsFilesWhereDockerDoes(t *testing.T) {
 		{"from-a-stage", "RUN echo s > /s\nFROM busybox\nCOPY --from=0 /s /copied", files{"copied": "s\n"}},
 		{"from-a-named-stage-through-a-link", "RUN echo s > /s && ln -s s /l\nFROM scratch\nCOPY --from=ONE /l /copied", files{"copied": "s\n"}},
 		{"from-an-image", "COPY --from=busybox /etc/passwd /p", files{"p": passwd}},
+		{"with-parents", "COPY --parents d/sub/y d/[x] /new", files{"new/d/sub/y": "y", "new/d/x": "x", "new/x": "missing"}},
+		{"with-parents-below-the-pivot", "COPY --parents d/./sub f /new/", files{"new/sub/y": "y", "new/f": "f", "new/d": "missing"}},
+		{"with-exceptions", "COPY --exclude=sub --exclude=li* --exclude=g d [fg] /new/", files{"new/x": "x", "new/f": "f", "new/sub": "missing", "new/link": "missing", "new/g": "missing"}},
+		{"exceptions-of-exceptions", "COPY --exclude=** --exclude=!sub/y d /new/", files{"new/sub/y": "y", "new/x": "missing"}},
+		{"as-a-link", "COPY --link f /etc/", files{"etc/f": "f", "etc/passwd": passwd}},
 		{"here-document", "ENV V=1\nCOPY <<one <<\"two\" /new/\n$V\none\n$V\ntwo\n", files{"new/one": "1\n", "new/two": "$V\n"}},
 		{"from-scratch", "FROM scratch\nCOPY d/x /a/b/\nWORKDIR /w", files{"a/b/x": "x"}},
 		{"run-here-document", "RUN <<EOF\necho a > /a\necho b > /b\nEOF", files{"a": "a\n", "b": "b\n"}},
@@ -370,8 +376,9 @@ func TestCopySetsOwnerAndMode(t *testing.T) {
 COPY f /plain
 COPY --chown=user f /new/named
 COPY --chown=7:users --chmod=4711 f /numbered
-`, "f": "f"})
-	for name, want := range map[string]string{"plain": "0:0 644", "new": "1000:1000 755", "new/named": "1000:1000 644", "numbered": "7:100 4711"} {
+COPY --chmod=u=rwX,go-r+t,a+s d /letters
+`, "f": "f", "d/f": "f", "d/sub/": ""})
+	for name, want := range map[string]string{"plain": "0:0 644", "letters/f": "0:0 7600", "letters/sub": "0:0 7711", "new": "1000:1000 755", "new/named": "1000:1000 644", "numbered": "7:100 4711"} {
 		var st syscall.Stat_t
 		must(t, syscall.Lstat(path.Join(b.root(img), name), &st))
 		if got := fmt.Sprintf("%d:%d %o", st.Uid, st.Gid, st.Mode&0o7777); got != want {
@@ -381,16 +388,34 @@ COPY --chown=7:users --chmod=4711 f /numbered
 }
 
 func TestAddUnpacksAndFetches(t *testing.T) {
+	content := files{"in/": "", "in/side": "side"}.tar(t)
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
-	z.Write(files{"in/": "", "in/side": "side"}.tar(t))
+	z.Write(content)
 	must(t, z.Close())
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "from "+r.URL.Path) }))
+	compress := exec.Command(testenv.Need(t, "xz"), "-c")
+	compress.Stdin = bytes.NewReader(content)
+	xz, err := compress.Output()
+	must(t, err)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".tar") {
+			w.Write(content)
+			return
+		}
+		io.WriteString(w, "from "+r.URL.Path)
+	}))
 	defer srv.Close()
 	b := newBench(t)
 	img, _ := b.mustBuild(Options{}, files{"Dockerfile": "FROM scratch\nADD a.tar.gz /un\nADD f /un/f\nADD " + srv.URL + "/some/file " + srv.URL + "/other /got/\n",
 		"a.tar.gz": packed.String(), "f": "plain"})
 	b.has(img, files{"un/in/side": "side", "un/f": "plain", "got/file": "from /some/file", "got/other": "from /other"})
+	img, _ = b.mustBuild(Options{}, files{"Dockerfile": fmt.Sprintf(`FROM scratch
+ADD a.tar.xz /xz/
+ADD --unpack=false a.tar.xz /
+ADD --unpack --checksum=%[1]s %[2]s/b.tar /url/
+ADD --checksum=%[1]s %[2]s/b.tar /packed/
+`, digest.FromBytes(content), srv.URL), "a.tar.xz": string(xz)})
+	b.has(img, files{"xz/in/side": "side", "a.tar.xz": string(xz), "url/in/side": "side", "packed/b.tar": string(content)})
 }
 
 func TestArgsFollowTheirScopes(t *testing.T) {
@@ -461,6 +486,9 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 		{"agent", "FROM busybox\nRUN --mount=type=ssh,required true\n", Options{}, "RUN --mount=type=ssh: there is no agent: the classic builder's protocol cannot forward one; pass a key with --secret instead"},
 		{"mount-of-nothing", "FROM busybox\nRUN --mount=source=x,target=/x true\n", Options{}, "RUN --mount=type=bind: RUN failed: file not found in build context or excluded by .dockerignore: stat x: file does not exist"},
 		{"mount-on-the-root", "FROM busybox\nRUN --mount=target=/a/.. true\n", Options{}, "RUN --mount=type=bind: invalid mount target \"/a/..\""},
+		{"bad-mode", "FROM busybox\nCOPY --chmod=u:x f /\n", Options{}, "invalid chmod parameter: 'u:x'. it should be octal string and between 0 and 07777, or as u=rwX,go-w"},
+		{"git", "FROM busybox\nADD https://git.example/x.git#v1 /x\n", Options{}, "git repositories are no source for ADD here; clone it beside the Dockerfile, or ADD the archive that its server offers with --unpack"},
+		{"checksum-of-a-file", "FROM busybox\nADD --checksum=sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 f /\n", Options{}, "checksum can't be specified for non-HTTP(S) sources"},
 		{"privileged-step", "FROM busybox\nRUN --security=insecure true\n", Options{}, "RUN --security=insecure is not supported: a build gets no privileges; leave it out"},
 		{"no-such-base", "FROM nothing\n", Options{}, "No such image: nothing:latest"},
 		{"no-such-target", "FROM busybox\n", Options{Target: "x"}, "failed to reach build target x in Dockerfile"},

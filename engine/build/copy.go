@@ -10,11 +10,11 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"strconv"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/patternmatcher"
 
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
@@ -33,7 +33,11 @@ type copying struct {
 	view   *source
 	uid    int
 	gid    int
-	mode   int64 // -1 keeps that of the source
+	mode   modeChange // nil keeps that of the source
+
+	exclude    *patternmatcher.PatternMatcher // --exclude; nil excludes nothing
+	parentDirs bool                           // --parents
+	pivot      string                         // of the source in work: with --parents, what is above it is left out
 
 	files   []member
 	hashes  []string // of each source: "file:…", "dir:…"
@@ -48,10 +52,7 @@ type member struct {
 }
 
 func (st *stage) copy(ctx context.Context, c *instructions.CopyCommand) error {
-	if c.Parents || len(c.ExcludePatterns) > 0 {
-		return errdef.Unsupported.Errorf("COPY --parents and --exclude require BuildKit, which this engine does not have")
-	}
-	cp, err := st.newCopying("COPY", c.SourcesAndDest, c.Chown, c.Chmod)
+	cp, err := st.newCopying(copyFlags{verb: "COPY", chown: c.Chown, chmod: c.Chmod, exclude: c.ExcludePatterns, parents: c.Parents}, c.SourcesAndDest)
 	if err != nil {
 		return err
 	}
@@ -103,22 +104,41 @@ func (st *stage) layersOf(ctx context.Context, name string) (oci.ChainID, error)
 	return image.chain, nil
 }
 
-func (st *stage) newCopying(verb string, what instructions.SourcesAndDest, chown, chmod string) (*copying, error) {
+// copyFlags are what COPY and ADD have in common.
+type copyFlags struct {
+	verb         string
+	chown, chmod string
+	exclude      []string
+	parents      bool
+}
+
+func (st *stage) newCopying(f copyFlags, what instructions.SourcesAndDest) (*copying, error) {
 	view, err := st.of(st.chain)
 	if err != nil {
 		return nil, err
 	}
-	cp := &copying{stage: st, verb: verb, dest: what.DestPath, view: view, mode: -1, created: map[string]bool{}}
-	if chown != "" {
-		cp.flags += "--chown=" + chown + " "
-		if cp.uid, cp.gid, err = owner(view.root, chown); err != nil {
+	cp := &copying{stage: st, verb: f.verb, dest: what.DestPath, view: view, parentDirs: f.parents, created: map[string]bool{}}
+	if f.chown != "" {
+		cp.flags += "--chown=" + f.chown + " "
+		if cp.uid, cp.gid, err = owner(view.root, f.chown); err != nil {
 			return nil, err
 		}
 	}
-	if chmod != "" {
-		cp.flags += "--chmod=" + chmod + " "
-		if cp.mode, err = strconv.ParseInt(chmod, 8, 64); err != nil || cp.mode > 0o7777 {
-			return nil, errdef.Invalid.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777", chmod)
+	if f.chmod != "" {
+		cp.flags += "--chmod=" + f.chmod + " "
+		if cp.mode, err = parseMode(f.chmod); err != nil {
+			return nil, err
+		}
+	}
+	if f.parents {
+		cp.flags += "--parents "
+	}
+	for _, pattern := range f.exclude {
+		cp.flags += "--exclude=" + pattern + " "
+	}
+	if len(f.exclude) > 0 {
+		if cp.exclude, err = patternmatcher.New(f.exclude); err != nil {
+			return nil, errdef.Invalid.Errorf("--exclude: %w", err)
 		}
 	}
 	if err := cp.aim(); err != nil {
@@ -133,7 +153,7 @@ func (st *stage) newCopying(verb string, what instructions.SourcesAndDest, chown
 // aim finds out where the destination is.
 func (cp *copying) aim() error {
 	var err error
-	slash := strings.HasSuffix(cp.dest, "/") || cp.dest == "." || strings.HasSuffix(cp.dest, "/.")
+	slash := cp.parentDirs || strings.HasSuffix(cp.dest, "/") || cp.dest == "." || strings.HasSuffix(cp.dest, "/.")
 	if cp.target, err = cp.view.resolve(joined(cp.config.Config.WorkingDir, cp.dest)); err != nil {
 		return err
 	}
@@ -171,6 +191,11 @@ func dot(rel string) string {
 
 // sources adds what a pattern matches.
 func (cp *copying) sources(from *source, pattern string, unpack bool) error {
+	pivot, _, _ := strings.Cut(pattern, "/./")
+	if pivot == pattern {
+		pivot = ""
+	}
+	cp.pivot = strings.TrimPrefix(path.Clean("/"+pivot), "/")
 	rel := dot(strings.TrimPrefix(path.Clean("/"+pattern), "/"))
 	if !strings.ContainsAny(rel, `*?[\`) {
 		return cp.source(from, rel, unpack)
@@ -219,6 +244,11 @@ func (cp *copying) source(from *source, rel string, unpack bool) error {
 	if err != nil {
 		return errdef.Invalid.Errorf("%s failed: %s: %w", cp.verb, rel, err)
 	}
+	if cp.exclude != nil && !fi.IsDir() {
+		if out, err := cp.exclude.MatchesOrParentMatches(path.Base(rel)); err != nil || out {
+			return err
+		}
+	}
 	here := len(cp.files)
 	if fi.IsDir() {
 		err = cp.directory(from, rel)
@@ -232,7 +262,7 @@ func (cp *copying) source(from *source, rel string, unpack bool) error {
 }
 
 func (cp *copying) file(from *source, rel string, fi fs.FileInfo, unpack bool) error {
-	m, err := cp.memberOf(from, rel, cp.place(path.Base(rel)), fi)
+	m, err := cp.memberOf(from, rel, cp.place(cp.kept(rel)), fi)
 	if err != nil {
 		return err
 	}
@@ -246,6 +276,14 @@ func (cp *copying) file(from *source, rel string, fi fs.FileInfo, unpack bool) e
 	}
 	cp.files = append(cp.files, m)
 	return nil
+}
+
+// kept is how much of a source's path remains below the destination.
+func (cp *copying) kept(rel string) string {
+	if !cp.parentDirs {
+		return path.Base(rel)
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(rel, cp.pivot), "/")
 }
 
 // place is where a file goes.
@@ -269,12 +307,24 @@ func (cp *copying) directory(from *source, top string) error {
 		if hidden && d.IsDir() && !from.mayHold() {
 			return fs.SkipDir
 		}
+		below := strings.TrimPrefix(strings.TrimPrefix(rel, top), "/")
+		if top == "." {
+			below = rel
+		}
+		if !hidden && rel != top && cp.exclude != nil {
+			if hidden, err = cp.exclude.MatchesOrParentMatches(below); err != nil {
+				return err
+			}
+			if hidden && d.IsDir() && !cp.exclude.Exclusions() {
+				return fs.SkipDir
+			}
+		}
 		if hidden || d.Type()&fs.ModeSocket != 0 {
 			return nil
 		}
-		name := path.Join(cp.target, strings.TrimPrefix(strings.TrimPrefix(rel, top), "/"))
-		if top == "." {
-			name = path.Join(cp.target, rel)
+		name := path.Join(cp.target, below)
+		if cp.parentDirs {
+			name = path.Join(cp.target, cp.kept(rel))
 		}
 		if rel == top && (name == "" || cp.exists(name)) {
 			return nil // a directory that is there stays as it is
@@ -322,8 +372,8 @@ func (cp *copying) inline(docs []instructions.SourceContent) error {
 
 func (cp *copying) own(h *tar.Header) {
 	h.Uid, h.Gid = cp.uid, cp.gid
-	if cp.mode >= 0 && h.Typeflag != tar.TypeSymlink {
-		h.Mode = cp.mode
+	if cp.mode != nil && h.Typeflag != tar.TypeSymlink {
+		h.Mode = cp.mode(h.Mode, h.Typeflag == tar.TypeDir)
 	}
 }
 

@@ -102,7 +102,7 @@ func (st *stage) content(ctx context.Context, m *RunMount, asked *instructions.M
 	if asked.From != "" && m.Path == "/" {
 		return string(m.Layers), nil // reading all of an image would take long
 	}
-	cp := &copying{stage: st, verb: "RUN", mode: -1, view: from}
+	cp := &copying{stage: st, verb: "RUN", view: from}
 	if err := cp.source(from, dot(strings.TrimPrefix(m.Path, "/")), false); err != nil {
 		return "", err
 	}
@@ -126,7 +126,7 @@ func (b *builder) withoutIgnored(ctx context.Context) (oci.ChainID, error) {
 	if err != nil {
 		return "", err
 	}
-	cp := &copying{stage: &stage{builder: b}, verb: "RUN", mode: -1, view: empty, created: map[string]bool{}}
+	cp := &copying{stage: &stage{builder: b}, verb: "RUN", view: empty, created: map[string]bool{}}
 	if err := cp.directory(b.files, "."); err != nil {
 		return "", err
 	}

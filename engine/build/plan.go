@@ -13,9 +13,10 @@ import (
 
 // A plan is a parsed Dockerfile.
 type plan struct {
-	global []instructions.ArgCommand // before the first FROM
-	stages []instructions.Stage
-	lex    *shell.Lex
+	warnings []parser.Warning
+	global   []instructions.ArgCommand // before the first FROM
+	stages   []instructions.Stage
+	lex      *shell.Lex
 }
 
 func parsePlan(dockerfile []byte) (*plan, error) {
@@ -33,7 +34,7 @@ func parsePlan(dockerfile []byte) (*plan, error) {
 	if len(stages) == 0 {
 		return nil, errdef.Invalid.Errorf("no build stage in current context: the Dockerfile has no FROM")
 	}
-	return &plan{global: global, stages: stages, lex: shell.NewLex(tree.EscapeToken)}, nil
+	return &plan{warnings: tree.Warnings, global: global, stages: stages, lex: shell.NewLex(tree.EscapeToken)}, nil
 }
 
 // prepare cuts the plan at the target and adds the labels of the request.

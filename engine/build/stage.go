@@ -112,10 +112,11 @@ func (b *builder) earlier(name string) *stage {
 // find gives an image, pulling it if it is not here.
 func (b *builder) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
 	id, _, err := b.Store.Resolve(name)
-	if err == nil || !errdef.Is(err, errdef.NotFound) || b.Pull == nil {
+	ref, perr := oci.ParseReference(name)
+	anew := b.o.Pull && perr == nil // an ID cannot be pulled
+	if b.Pull == nil || err == nil && !anew || err != nil && !errdef.Is(err, errdef.NotFound) {
 		return id, err
 	}
-	ref, perr := oci.ParseReference(name)
 	if perr != nil {
 		return "", errdef.Invalid.Wrap(perr)
 	}
