@@ -35,12 +35,15 @@ func newArgs(o Options) *args {
 		a.platform[prefix+"ARCH"] = p.Architecture
 		a.platform[prefix+"VARIANT"] = p.Variant
 	}
-	a.reset()
 	return a
 }
 
-// reset begins a stage.
-func (a *args) reset() { a.declared = map[string]*string{} }
+// stage is the arguments at the beginning of a stage.
+func (a *args) stage() *args {
+	st := *a
+	st.declared, st.consumed = map[string]*string{}, map[string]bool{}
+	return &st
+}
 
 // global declares arguments before the first FROM.
 func (a *args) global(c *instructions.ArgCommand, lex *shell.Lex) error {

@@ -16,6 +16,9 @@
 // "Successfully built"). Instructions that only change the configuration run
 // nothing and so print no "Running in".
 //
+// Stages that do not need each other are built at once, a command on each
+// processor; what they say comes one stage after the other, as if they had been.
+//
 // A failed or cancelled build leaves the images of the instructions that
 // succeeded, as cache; everything else is garbage that it collects itself, or
 // the next GC after a crash. Builds may run at once.
@@ -27,6 +30,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -35,9 +39,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/minke-os/minke/engine/store"
-	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -202,11 +206,14 @@ type builder struct {
 	visibleChain oci.ChainID
 	visibleErr   error
 
-	args    *args
-	stages  []*stage // done, or the last of them in work
+	args   *args
+	stages []*stage
+	steps  int
+	orders *order
+	slots  chan struct{} // one for each stage that may work
+
+	mu      sync.Mutex // guards sources
 	sources map[oci.ChainID]*source
-	step    int
-	steps   int
 }
 
 func (b *builder) close() {
@@ -218,42 +225,52 @@ func (b *builder) close() {
 	}
 }
 
-// build works through the plan's stages up to the target.
+// build works through the plan's stages up to the target, at once as far as
+// they do not need each other.
 func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
 	for _, w := range p.warnings {
 		fmt.Fprintf(b.out.Stderr, "[WARNING]: %s\n", w.Short)
 	}
 	b.args, b.steps = newArgs(b.o), p.steps()
 	for i := range p.global {
-		b.announce(p.global[i].String())
+		fmt.Fprintf(b.out.Stdout, "Step %d/%d : %s\n", i+1, b.steps, p.global[i].String())
 		if err := b.args.global(&p.global[i], p.lex); err != nil {
 			return "", err
 		}
 	}
-	var id oci.ImageID
-	for i := range p.stages {
-		st, err := b.from(ctx, &p.stages[i], p)
-		if err != nil {
-			return "", err
-		}
-		for _, c := range p.stages[i].Commands {
-			if err := ctx.Err(); err != nil {
-				return "", err
-			}
-			b.announce(sourceOf(c))
-			if err := st.do(ctx, c); err != nil {
-				return "", err
-			}
-			b.printf(" ---> %s\n", st.image.Short())
-		}
-		if id = st.image; id == "" {
-			return "", errdef.Invalid.Errorf("No image was generated. Is your Dockerfile empty?")
-		}
-		if b.out.ImageID != nil {
-			b.out.ImageID(id)
-		}
+	b.makeStages(p)
+	work, ctx := errgroup.WithContext(ctx)
+	for _, st := range b.stages {
+		work.Go(func() error {
+			defer b.orders.end(st.index)
+			defer close(st.done)
+			return st.build(ctx)
+		})
 	}
-	return id, nil
+	if err := work.Wait(); err != nil {
+		return "", err
+	}
+	for _, st := range b.stages {
+		maps.Copy(b.args.consumed, st.args.consumed)
+	}
+	return b.stages[len(b.stages)-1].image, nil
+}
+
+// makeStages gives each stage its voice and the number of its first step.
+func (b *builder) makeStages(p *plan) {
+	b.slots = make(chan struct{}, runtime.GOMAXPROCS(0))
+	b.orders = newOrder(len(p.stages), b.out.Stderr)
+	step := len(p.global)
+	for i := range p.stages {
+		lex := *p.lex // it has scratch space
+		st := &stage{
+			builder: b, index: i, name: p.stages[i].Name, plan: &p.stages[i], lex: &lex, args: b.args.stage(), step: step,
+			done: make(chan struct{}),
+		}
+		st.own, st.out = b.orders.voices(i, b.out)
+		step += 1 + len(p.stages[i].Commands)
+		b.stages = append(b.stages, st)
+	}
 }
 
 func sourceOf(c instructions.Command) string {
@@ -263,26 +280,17 @@ func sourceOf(c instructions.Command) string {
 	return strings.ToUpper(c.Name())
 }
 
-func (b *builder) announce(text string) {
-	b.step++
-	b.printf("Step %d/%d : %s\n", b.step, b.steps, text)
-}
-
-func (b *builder) printf(format string, args ...any) {
-	fmt.Fprintf(b.out.Stdout, format, args...)
-}
-
 // finish names the image and says so.
 func (b *builder) finish(id oci.ImageID) error {
 	if unused := b.args.unused(); len(unused) > 0 {
 		fmt.Fprintf(b.out.Stderr, "[Warning] One or more build-args %v were not consumed\n", unused)
 	}
-	b.printf("Successfully built %s\n", id.Short())
+	fmt.Fprintf(b.out.Stdout, "Successfully built %s\n", id.Short())
 	for _, ref := range b.o.Tags {
 		if err := b.Store.Tag(id, ref); err != nil {
 			return err
 		}
-		b.printf("Successfully tagged %s\n", ref.Familiar())
+		fmt.Fprintf(b.out.Stdout, "Successfully tagged %s\n", ref.Familiar())
 	}
 	return nil
 }

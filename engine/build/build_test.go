@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -34,18 +35,22 @@ import (
 type chrootRunner struct {
 	t    testing.TB
 	s    *store.Store
+	mu   sync.Mutex
 	runs int
 	spec RunSpec // the last
 	look func(RunSpec)
 }
 
 func (r *chrootRunner) Run(ctx context.Context, spec RunSpec) (RunResult, error) {
+	r.mu.Lock()
 	r.runs++
 	r.spec = spec
+	id := fmt.Sprintf("%064x", r.runs)
+	r.mu.Unlock()
 	if r.look != nil {
 		r.look(spec)
 	}
-	spec.Started(fmt.Sprintf("%064x", r.runs))
+	spec.Started(id)
 	m, err := r.s.Mount(spec.Parent)
 	if err != nil {
 		return RunResult{}, err

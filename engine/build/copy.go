@@ -85,11 +85,14 @@ func (st *stage) copyFrom(ctx context.Context, name string) (*source, error) {
 
 // layersOf gives the layers of a stage or an image.
 func (st *stage) layersOf(ctx context.Context, name string) (oci.ChainID, error) {
-	done := st.stages[:len(st.stages)-1]
-	if i, ok := stageNumber(name, len(done)); ok {
-		return done[i].chain, nil
+	earlier := st.earlier(name)
+	if i, ok := stageNumber(name, st.index); ok {
+		earlier = st.stages[i]
 	}
-	if earlier := st.earlier(name); earlier != nil && earlier != st {
+	if earlier != nil {
+		if err := st.await(ctx, earlier); err != nil {
+			return "", err
+		}
 		return earlier.chain, nil
 	}
 	id, err := st.find(ctx, name, st.o.Platform)

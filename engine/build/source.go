@@ -67,6 +67,8 @@ func (s *source) hides(rel string) (bool, error) {
 // of gives the view of an image's layers, which stays open until the build
 // ends.
 func (b *builder) of(chain oci.ChainID) (*source, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if s, ok := b.sources[chain]; ok {
 		return s, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -26,37 +27,107 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // A stage is what a FROM begins: an image that grows with each instruction.
 type stage struct {
 	*builder
-	name   string
-	lex    *shell.Lex
+	index int
+	name  string
+	plan  *instructions.Stage
+	lex   *shell.Lex
+	args  *args
+	own   io.Writer     // for what the stage says
+	out   Output        // for its commands
+	step  int           // that was announced last
+	done  chan struct{} // closed when the stage is built, or never will be
+
 	image  oci.ImageID // "" until the first instruction after FROM scratch
 	base   oci.ImageID
 	config dockerspec.DockerOCIImage
 	chain  oci.ChainID
+	built  bool // all went well
 	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it alone
 
 	cache []store.Image // that may be hit; nil once something was not
 }
 
-// from begins a stage.
-func (b *builder) from(ctx context.Context, s *instructions.Stage, p *plan) (*stage, error) {
-	b.announce(s.SourceCode)
-	b.args.reset()
-	st := &stage{builder: b, name: s.Name, lex: p.lex}
-	if err := st.setBase(ctx, s); err != nil {
-		return nil, err
+// build works through the stage's instructions.
+func (st *stage) build(ctx context.Context) error {
+	if err := st.takeSlot(ctx); err != nil {
+		return err
 	}
-	b.stages = append(b.stages, st)
+	defer st.giveSlot()
+	if err := st.from(ctx); err != nil {
+		return err
+	}
+	for _, c := range st.plan.Commands {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		st.announce(sourceOf(c))
+		if err := st.do(ctx, c); err != nil {
+			return err
+		}
+		st.printf(" ---> %s\n", st.image.Short())
+	}
+	if st.image == "" {
+		return errdef.Invalid.Errorf("No image was generated. Is your Dockerfile empty?")
+	}
+	if st.out.ImageID != nil {
+		st.out.ImageID(st.image)
+	}
+	st.built = true
+	return nil
+}
+
+func (st *stage) takeSlot(ctx context.Context) error {
+	select {
+	case st.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (st *stage) giveSlot() { <-st.slots }
+
+// await waits for an earlier stage. Meanwhile others may work, for it may be
+// just those that it waits for.
+func (st *stage) await(ctx context.Context, earlier *stage) error {
+	st.giveSlot()
+	select {
+	case <-earlier.done:
+	case <-ctx.Done():
+	}
+	st.slots <- struct{}{} // soon: who has one either works, and ends with ctx, or waits without
+	if !earlier.built {
+		<-ctx.Done() // when the other's error has become the build's
+	}
+	return ctx.Err()
+}
+
+func (st *stage) announce(text string) {
+	st.step++
+	st.printf("Step %d/%d : %s\n", st.step, st.steps, text)
+}
+
+func (st *stage) printf(format string, args ...any) {
+	fmt.Fprintf(st.own, format, args...)
+}
+
+// from begins the stage.
+func (st *stage) from(ctx context.Context) error {
+	st.announce(st.plan.SourceCode)
+	if err := st.setBase(ctx, st.plan); err != nil {
+		return err
+	}
 	if err := st.openCache(); err != nil {
-		return nil, err
+		return err
 	}
 	if !defines(st.config.Config.Env, defaultPath) {
 		st.config.Config.Env = append(st.config.Config.Env, defaultPath)
 	}
 	if err := st.trigger(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	b.printf(" ---> %s\n", st.image.Short())
-	return st, nil
+	st.printf(" ---> %s\n", st.image.Short())
+	return nil
 }
 
 // setBase finds the image that FROM names: an earlier stage, scratch, an image
@@ -80,6 +151,9 @@ func (st *stage) setBase(ctx context.Context, s *instructions.Stage) error {
 		}
 	}
 	if earlier := st.earlier(name); earlier != nil {
+		if err := st.await(ctx, earlier); err != nil {
+			return err
+		}
 		return st.adopt(earlier.image)
 	}
 	if name == "scratch" {
@@ -99,28 +173,28 @@ func (st *stage) expandFrom(word string) (string, error) {
 	return out, err
 }
 
-// earlier finds a finished stage by name.
-func (b *builder) earlier(name string) *stage {
-	for _, st := range slices.Backward(b.stages) {
-		if st.name != "" && strings.EqualFold(st.name, name) {
-			return st
+// earlier finds a stage above this one by name.
+func (st *stage) earlier(name string) *stage {
+	for _, other := range slices.Backward(st.stages[:st.index]) {
+		if other.name != "" && strings.EqualFold(other.name, name) {
+			return other
 		}
 	}
 	return nil
 }
 
 // find gives an image, pulling it if it is not here.
-func (b *builder) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
-	id, _, err := b.Store.Resolve(name)
+func (st *stage) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
+	id, _, err := st.Store.Resolve(name)
 	ref, perr := oci.ParseReference(name)
-	anew := b.o.Pull && perr == nil // an ID cannot be pulled
-	if b.Pull == nil || err == nil && !anew || err != nil && !errdef.Is(err, errdef.NotFound) {
+	anew := st.o.Pull && perr == nil // an ID cannot be pulled
+	if st.Pull == nil || err == nil && !anew || err != nil && !errdef.Is(err, errdef.NotFound) {
 		return id, err
 	}
 	if perr != nil {
 		return "", errdef.Invalid.Wrap(perr)
 	}
-	return b.Pull(ctx, ref, p, b.out.Stdout)
+	return st.Pull(ctx, ref, p, st.out.Stdout)
 }
 
 // adopt makes an image the current one.
