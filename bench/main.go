@@ -1,5 +1,6 @@
 // Command bench compares minked with Docker and podman on this machine: what a
-// container costs in time, processor and memory.
+// container costs in time, processor and memory, and, as "bench images", what
+// pulling, loading, updating and building images costs, on the disk, too.
 //
 // Every engine runs alone in a network namespace, a data root and a cpuacct
 // cgroup of its own, with the same busybox image, made by import. The engines
@@ -39,15 +40,19 @@ func main() {
 	before := flag.String("before", "", "directory of our programs as they were, to compare with")
 	out := flag.String("out", "bench/out", "directory for the figures")
 	show := flag.String("show", "", "only print the tables of figures kept in this file")
+	kept := flag.String("pairs", "/var/tmp/minke-pairs", "directory for the images of \"bench images\", kept for the next time")
 	flag.Parse()
 	if *show != "" {
 		exit(reprint(*show))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	r := runner{rounds: *rounds, batch: *batch, cli: *cli, bin: *bin, before: *before}
+	r := runner{rounds: *rounds, batch: *batch, cli: *cli, bin: *bin, before: *before, pairs: *kept}
 	if *before != "" {
 		*only += ",before"
+	}
+	if flag.Arg(0) == "images" {
+		exit(r.runImages(ctx, strings.Split(*only, ","), *out))
 	}
 	exit(r.run(ctx, strings.Split(*only, ","), *out))
 }
@@ -65,6 +70,7 @@ type runner struct {
 	rounds, batch int
 	cli           string
 	bin, before   string // our programs
+	pairs         string // where images are kept
 	dir           string // everything is below it
 	group         string // everybody's cgroup, by its name in each hierarchy
 	image         string // file to import
