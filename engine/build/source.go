@@ -64,6 +64,19 @@ func (s *source) hides(rel string) (bool, error) {
 	return s.ignore.MatchesOrParentMatches(rel)
 }
 
+// open opens a file to be read. To open what is none, such as a fifo, could
+// take for ever.
+func (s *source) open(name string) (*os.File, error) {
+	fi, err := s.root.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, errdef.Invalid.Errorf("it is not a file")
+	}
+	return s.root.Open(name)
+}
+
 // of gives the view of an image's layers, which stays open until the build
 // ends.
 func (b *builder) of(chain oci.ChainID) (*source, error) {
@@ -144,9 +157,9 @@ func (b *builder) dockerfileName() string {
 
 func (b *builder) findDockerfile() ([]byte, error) {
 	name := b.dockerfileName()
-	f, err := b.files.root.Open(name)
+	f, err := b.files.open(name)
 	if errors.Is(err, fs.ErrNotExist) && b.o.Dockerfile == "" {
-		f, err = b.files.root.Open("dockerfile")
+		f, err = b.files.open("dockerfile")
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errdef.Invalid.Errorf("Cannot locate specified Dockerfile: %s", name)
@@ -165,7 +178,7 @@ func (b *builder) findDockerfile() ([]byte, error) {
 // readIgnore prefers the ignore file that belongs to the Dockerfile alone.
 func (b *builder) readIgnore() error {
 	for _, name := range []string{b.dockerfileName() + ".dockerignore", ".dockerignore"} {
-		f, err := b.files.root.Open(name)
+		f, err := b.files.open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
