@@ -80,8 +80,15 @@ func (r *runner) runImages(ctx context.Context, names []string, out string) (err
 	return res.print(os.Stdout)
 }
 
+// registryDir is kept with the images: to compress them takes minutes.
+func (r *runner) registryDir() string { return filepath.Join(r.pairs, "registry") }
+
 // fillRegistry pushes all images with a minked that is not measured.
 func (r *runner) fillRegistry(ctx context.Context, made []pairs.Pair) (err error) {
+	full := filepath.Join(r.registryDir(), "full")
+	if _, err := os.Stat(full); err == nil {
+		return nil
+	}
 	dir := filepath.Join(r.dir, "filler")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -92,12 +99,12 @@ func (r *runner) fillRegistry(ctx context.Context, made []pairs.Pair) (err error
 	}
 	e.name, e.dir = "filler", dir
 	r.engines = append(r.engines, e)
-	full := &imageEngine{engine: e}
-	defer func() { err = errors.Join(err, full.shut()) }()
+	filler := &imageEngine{engine: e}
+	defer func() { err = errors.Join(err, filler.shut()) }()
 	if err := e.open(ctx, filepath.Join(r.group, "filler")); err != nil {
 		return err
 	}
-	if err := full.startRegistry(r); err != nil {
+	if err := filler.startRegistry(r); err != nil {
 		return err
 	}
 	for _, p := range made {
@@ -110,7 +117,7 @@ func (r *runner) fillRegistry(ctx context.Context, made []pairs.Pair) (err error
 			}
 		}
 	}
-	return nil
+	return os.WriteFile(full, nil, 0o644)
 }
 
 // startOnDisk brings an engine up on a new disk.
@@ -122,20 +129,21 @@ func (r *runner) startOnDisk(ctx context.Context, name, dir string) (*imageEngin
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
-	described, err := describe(r, dir)
-	if errors.Is(err, exec.ErrNotFound) {
-		fmt.Fprintf(os.Stderr, "bench: %s is left out: %v\n", name, err)
-		return nil, nil
-	}
+	disk, err := newDisk(dir)
 	if err != nil {
 		return nil, err
 	}
-	e := &imageEngine{engine: described}
+	described, err := describe(r, dir)
+	if err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			fmt.Fprintf(os.Stderr, "bench: %s is left out: %v\n", name, err)
+			err = nil
+		}
+		return nil, errors.Join(err, disk.close())
+	}
+	e := &imageEngine{engine: described, disk: disk}
 	e.name, e.dir = name, dir
 	r.engines = append(r.engines, described)
-	if e.disk, err = newDisk(dir); err != nil {
-		return e, err
-	}
 	if name == "podman" {
 		e.pull = []string{"--tls-verify=false"}
 		e.cli = append(e.cli, "--storage-driver", "overlay")
@@ -156,7 +164,7 @@ func (r *runner) startOnDisk(ctx context.Context, name, dir string) (*imageEngin
 func (e *imageEngine) startRegistry(r *runner) error {
 	config := filepath.Join(r.dir, "registry.yml")
 	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\n  cache:\n    blobdescriptor: inmemory\nhttp:\n  addr: 127.0.0.1:5000\n",
-		filepath.Join(r.dir, "registry"))
+		r.registryDir())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}

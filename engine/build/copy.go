@@ -425,7 +425,7 @@ func (cp *copying) finish(ctx context.Context) error {
 		digest = fmt.Sprintf("multi:%x", sha256.Sum256([]byte(strings.Join(cp.hashes, ","))))
 	}
 	createdBy := fmt.Sprintf("%s #(nop) %s %s%s in %s ", strings.Join(shellOf(cp.config.Config), " "), cp.verb, cp.flags, digest, cp.dest)
-	if cp.hit(createdBy) {
+	if cp.hit(ctx, createdBy) {
 		return nil
 	}
 	l, err := cp.Store.AddPacked(ctx, cp.chain, cp.write)
@@ -492,7 +492,7 @@ func (st *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand) er
 	}
 	st.config.Config.WorkingDir = joined(st.config.Config.WorkingDir, c.Path)
 	createdBy := st.nop("WORKDIR " + st.config.Config.WorkingDir)
-	if st.hit(createdBy) {
+	if st.hit(ctx, createdBy) {
 		return nil
 	}
 	l, err := st.directoryLayer(ctx, st.config.Config.WorkingDir)

@@ -29,7 +29,7 @@ func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
 		return err
 	}
 	createdBy := strings.Join(withArgs(env, cmd), " ") + note
-	if st.hit(createdBy) {
+	if st.hit(ctx, createdBy) {
 		return nil
 	}
 	config := st.config.Config

@@ -1,13 +1,13 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -44,7 +44,8 @@ type stage struct {
 	built  bool // all went well
 	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it alone
 
-	cache []store.Image // that may be hit; nil once something was not
+	cache   []store.Image        // that may be hit; nil once something was not
+	allowed map[oci.ImageID]bool // of these only; nil is all
 }
 
 // build works through the stage's instructions.
@@ -323,11 +324,14 @@ func shellOf(c dockerspec.DockerOCIImageConfig) []string {
 // commit makes an image of the current configuration, unless the cache has
 // it, and goes on from there.
 func (st *stage) commit(ctx context.Context, createdBy string, layer *store.Layer) error {
-	if layer == nil && st.hit(createdBy) {
+	if layer == nil && st.hit(ctx, createdBy) {
 		return nil
 	}
+	return st.commitAt(ctx, createdBy, layer, st.now)
+}
+
+func (st *stage) commitAt(ctx context.Context, createdBy string, layer *store.Layer, created time.Time) error {
 	config := st.config
-	created := st.now
 	config.Created = &created
 	config.History = append(slices.Clip(config.History), v1.History{
 		Created: &created, CreatedBy: createdBy, Author: config.Author, EmptyLayer: layer == nil,
@@ -352,107 +356,4 @@ func (st *stage) commit(ctx context.Context, createdBy string, layer *store.Laye
 	}
 	st.become(img)
 	return nil
-}
-
-// openCache lists what may be hit in this stage.
-func (st *stage) openCache() error {
-	st.cache = nil
-	if st.o.NoCache {
-		return nil
-	}
-	all, err := st.Store.Images()
-	if err != nil {
-		return err
-	}
-	st.cache = all
-	return nil
-}
-
-// hit goes on with the image that an earlier build made by the same
-// instruction from the same image. After the first miss there are no more.
-func (st *stage) hit(createdBy string) bool {
-	for _, img := range st.cache {
-		if img.Parent == st.image && st.follows(img, createdBy) {
-			st.printf(" ---> Using cache\n")
-			st.become(img)
-			return true
-		}
-	}
-	if st.hitForeign(createdBy) {
-		return true
-	}
-	st.cache = nil
-	return false
-}
-
-// follows reports whether an image is the current one and one instruction.
-func (st *stage) follows(img store.Image, createdBy string) bool {
-	n := len(st.config.History)
-	if len(img.Config.History) != n+1 || img.Config.History[n].CreatedBy != createdBy {
-		return false
-	}
-	if n == 0 && (img.Config.OS != st.config.OS || img.Config.Architecture != st.config.Architecture) {
-		return false
-	}
-	want, err1 := json.Marshal(st.config.Config)
-	got, err2 := json.Marshal(img.Config.Config)
-	return err1 == nil && err2 == nil && bytes.Equal(want, got)
-}
-
-// hitForeign takes a step from the history of an image that the request names
-// as a cache: it was built elsewhere, so its intermediate images are missing,
-// but history and layers tell what they were.
-func (st *stage) hitForeign(createdBy string) bool {
-	if st.cache == nil {
-		return false
-	}
-	for _, name := range st.o.CacheFrom {
-		id, _, err := st.Store.Resolve(name)
-		if err != nil {
-			continue
-		}
-		img, err := st.Store.Image(id)
-		if err != nil {
-			continue
-		}
-		layer, ok := st.foreignStep(img.Config, createdBy)
-		if !ok {
-			continue
-		}
-		cache := st.cache
-		st.cache = nil // so that commit does not look again
-		err = st.commit(context.Background(), createdBy, layer)
-		st.cache = cache
-		if err == nil {
-			st.printf(" ---> Using cache\n")
-			return true
-		}
-	}
-	return false
-}
-
-// foreignStep reports whether c was built from the current image and then by
-// createdBy, and gives the layer that this made, nil if none.
-func (st *stage) foreignStep(c dockerspec.DockerOCIImage, createdBy string) (*store.Layer, bool) {
-	n := len(st.config.History)
-	if len(c.History) <= n || c.History[n].CreatedBy != createdBy {
-		return nil, false
-	}
-	layers := 0
-	for i, h := range c.History[:n] {
-		if h.CreatedBy != st.config.History[i].CreatedBy {
-			return nil, false
-		}
-		if !h.EmptyLayer {
-			layers++
-		}
-	}
-	if layers > len(c.RootFS.DiffIDs) || !slices.Equal(c.RootFS.DiffIDs[:layers], st.config.RootFS.DiffIDs) {
-		return nil, false
-	}
-	if c.History[n].EmptyLayer || layers == len(c.RootFS.DiffIDs) {
-		return nil, c.History[n].EmptyLayer
-	}
-	l, err := st.Store.Layer(oci.Chain(st.chain, oci.DiffID(c.RootFS.DiffIDs[layers])))
-	return &l, err == nil
 }
