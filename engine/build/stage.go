@@ -188,7 +188,7 @@ func (st *stage) earlier(name string) *stage {
 func (st *stage) find(ctx context.Context, name string, p oci.Platform) (oci.ImageID, error) {
 	id, _, err := st.Store.Resolve(name)
 	ref, perr := oci.ParseReference(name)
-	anew := st.o.Pull && perr == nil // an ID cannot be pulled
+	anew := perr == nil && (st.o.Pull || err == nil && !st.suits(id, p)) // an ID cannot be pulled
 	if st.Pull == nil || err == nil && !anew || err != nil && !errdef.Is(err, errdef.NotFound) {
 		return id, err
 	}
@@ -196,6 +196,16 @@ func (st *stage) find(ctx context.Context, name string, p oci.Platform) (oci.Ima
 		return "", errdef.Invalid.Wrap(perr)
 	}
 	return st.Pull(ctx, ref, p, st.out.Stdout)
+}
+
+// suits reports whether an image runs on a platform, if that was asked for.
+func (st *stage) suits(id oci.ImageID, p oci.Platform) bool {
+	img, err := st.Store.Image(id)
+	if err != nil || p == oci.Host() {
+		return true
+	}
+	is := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	return slices.Contains(p.Runs(), is.Canonical())
 }
 
 // adopt makes an image the current one.
