@@ -122,6 +122,7 @@ func (e *Engine) runToEnd(ctx context.Context, id string, stdout, stderr io.Writ
 
 func buildHost(h build.HostConfig) (*container.HostConfig, error) {
 	out := &container.HostConfig{
+		Runtime:     runtimeName, // others cannot mount a part of an overlay
 		NetworkMode: container.NetworkMode(h.NetworkMode), ShmSize: h.ShmSize, ExtraHosts: h.ExtraHosts, SecurityOpt: h.SecurityOpt, Isolation: container.Isolation(h.Isolation), Binds: h.Volumes,
 		LogConfig: container.LogConfig{Type: "none"},
 		Resources: container.Resources{
