@@ -2,11 +2,8 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -42,16 +39,7 @@ func (r *imageResult) add(name, engine string, s imageSample) {
 	r.Images[name][engine] = append(r.Images[name][engine], s)
 }
 
-func (r *imageResult) save(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, r.When.Format("20060102-150405")+"-images.json"), data, 0o644)
-}
+func (r *imageResult) save(dir string) error { return keep(dir, r.When, "-images", r) }
 
 func (r *imageResult) middle(name, engine string, of func(imageSample) float64) (float64, bool) {
 	var v []float64

@@ -215,7 +215,8 @@ func (e *imageEngine) shut() error {
 	return errors.Join(errs...)
 }
 
-// imageTurn does everything once.
+// imageTurn does everything once: a base system comes, then what is built on it
+// and beside it, then the second version of each.
 func (e *imageEngine) imageTurn(ctx context.Context, r *runner, made []pairs.Pair, res *imageResult) error {
 	do := func(name string, args ...string) error {
 		s, err := e.measureImage(ctx, args)
@@ -224,30 +225,42 @@ func (e *imageEngine) imageTurn(ctx context.Context, r *runner, made []pairs.Pai
 		}
 		return err
 	}
+	byName := map[string]pairs.Pair{}
 	for _, p := range made {
-		first := "first pull, " + p.Name
-		if err := do(first, e.pulling(p.OldTag)...); err != nil {
-			return err
-		}
-		if err := do("second pull, "+p.Name, e.pulling(p.NewTag)...); err != nil {
-			return err
-		}
-		if err := e.removeImages(ctx); err != nil {
+		byName[p.Name] = p
+	}
+	system := byName["os"]
+	if err := do("pull a base system", e.pulling(system.OldTag)...); err != nil {
+		return err
+	}
+	for _, p := range made {
+		if _, err := e.command(ctx, e.pulling(p.OldTag)...); err != nil {
 			return err
 		}
 	}
 	for _, p := range made {
-		if err := do("first load, "+p.Name, "load", "-i", p.Old); err != nil {
-			return err
-		}
-		if err := do("second load, "+p.Name, "load", "-i", p.New); err != nil {
-			return err
-		}
-		if err := e.removeImages(ctx); err != nil {
+		if err := do("pull the update: "+p.Name, e.pulling(p.NewTag)...); err != nil {
 			return err
 		}
 	}
-	return e.buildTurn(ctx, r, made, do)
+	if err := e.removeImages(ctx); err != nil {
+		return err
+	}
+	if err := do("load a base system", "load", "-i", system.Old); err != nil {
+		return err
+	}
+	for _, name := range []string{"os", "app"} {
+		if _, err := e.command(ctx, "load", "-i", byName[name].Old); err != nil {
+			return err
+		}
+		if err := do("load the update: "+name, "load", "-i", byName[name].New); err != nil {
+			return err
+		}
+	}
+	if err := e.removeImages(ctx); err != nil {
+		return err
+	}
+	return e.buildTurn(ctx, r, byName["app"], do)
 }
 
 func (e *imageEngine) pulling(tag string) []string {
@@ -256,26 +269,25 @@ func (e *imageEngine) pulling(tag string) []string {
 
 // buildTurn builds an application of two stages, then again after a change of
 // one of its files.
-func (e *imageEngine) buildTurn(ctx context.Context, r *runner, made []pairs.Pair, do func(string, ...string) error) error {
-	i := slices.IndexFunc(made, func(p pairs.Pair) bool { return p.Name == "app" })
-	if _, err := e.command(ctx, "load", "-i", made[i].Old); err != nil {
+func (e *imageEngine) buildTurn(ctx context.Context, r *runner, base pairs.Pair, do func(string, ...string) error) error {
+	if _, err := e.command(ctx, "load", "-i", base.Old); err != nil {
 		return err
 	}
 	dir := filepath.Join(r.dir, "context")
-	if err := writeContext(dir, made[i].OldTag, "first"); err != nil {
+	if err := writeContext(dir, base.OldTag, "first"); err != nil {
 		return err
 	}
 	args := []string{"build", "-q", "--network", "none", "-t", "localhost/built", dir}
 	if e.name == "podman" {
 		args = slices.Insert(args, 1, "--layers", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
 	}
-	if err := do("build", args...); err != nil {
+	if err := do("build two stages", args...); err != nil {
 		return err
 	}
-	if err := writeContext(dir, made[i].OldTag, "second"); err != nil {
+	if err := writeContext(dir, base.OldTag, "second"); err != nil {
 		return err
 	}
-	if err := do("build after a change", args...); err != nil {
+	if err := do("build them again, one file changed", args...); err != nil {
 		return err
 	}
 	return e.removeImages(ctx)

@@ -70,15 +70,18 @@ func (r *result) add(name, engine string, s sample) {
 	r.Samples[name][engine] = append(r.Samples[name][engine], s)
 }
 
-func (r *result) save(dir string) error {
+func (r *result) save(dir string) error { return keep(dir, r.When, "", r) }
+
+// keep writes figures into a file that is named after the time.
+func keep(dir string, when time.Time, suffix string, figures any) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	data, err := json.MarshalIndent(r, "", "  ")
+	data, err := json.MarshalIndent(figures, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, r.When.Format("20060102-150405")+".json"), data, 0o644)
+	return os.WriteFile(filepath.Join(dir, when.Format("20060102-150405")+suffix+".json"), data, 0o644)
 }
 
 // reprint prints what was saved.
