@@ -16,16 +16,18 @@ import (
 func writeArchive(path, tag string, created time.Time, layers []string) error {
 	return writeTar(path, func(w *tar.Writer) error {
 		var names, diffs []string
+		var history []any // podman builds on no image whose history does not list its layers
 		for _, layer := range layers {
 			name, diff, err := addLayer(w, layer)
 			if err != nil {
 				return err
 			}
 			names, diffs = append(names, name), append(diffs, diff)
+			history = append(history, map[string]any{"created": created, "created_by": "bench"})
 		}
 		config, err := json.Marshal(map[string]any{
 			"architecture": "amd64", "os": "linux", "created": created, "config": map[string]any{"Cmd": []string{"/bin/sh"}, "Env": []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}},
-			"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+			"history": history, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
 		})
 		if err != nil {
 			return err
