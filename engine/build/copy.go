@@ -16,7 +16,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/patternmatcher"
 
-	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/oci"
@@ -483,43 +482,4 @@ func (cp *copying) parents(tw *tar.Writer, dir string) error {
 	}
 	cp.created[dir] = true
 	return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, Uid: cp.uid, Gid: cp.gid, ModTime: cp.now})
-}
-
-// workdir is WORKDIR, which makes the directory if it is missing.
-func (st *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand) error {
-	if c.Path == "" {
-		return errdef.Invalid.Errorf("cannot normalize nothing")
-	}
-	st.config.Config.WorkingDir = joined(st.config.Config.WorkingDir, c.Path)
-	createdBy := st.nop("WORKDIR " + st.config.Config.WorkingDir)
-	if st.hit(ctx, createdBy) {
-		return nil
-	}
-	l, err := st.directoryLayer(ctx, st.config.Config.WorkingDir)
-	if err != nil {
-		return err
-	}
-	st.cache = nil
-	return st.commit(ctx, createdBy, l)
-}
-
-// directoryLayer is a layer with a directory, nil if the image has it.
-func (st *stage) directoryLayer(ctx context.Context, dir string) (*store.Layer, error) {
-	view, err := st.of(st.chain)
-	if err != nil {
-		return nil, err
-	}
-	target, err := view.resolve(dir)
-	if err != nil {
-		return nil, err
-	}
-	cp := &copying{stage: st, view: view, created: map[string]bool{}}
-	if cp.exists(target) {
-		return nil, nil
-	}
-	l, err := st.Store.AddPacked(ctx, st.chain, func(w io.Writer) error {
-		tw := tar.NewWriter(w)
-		return errors.Join(cp.parents(tw, target), tw.Close())
-	})
-	return &l, err
 }
