@@ -23,21 +23,21 @@ type runOptions struct {
 	image   string
 	command []string
 
-	detach, interactive, tty, remove, sigProxy       bool
-	privileged, readOnly, init, publishAll, noHealth bool
-	name, user, workdir, hostname, network, restart  string
-	pid, ipc, uts, cgroupParent, runtime, entrypoint string
-	memory, shm, cpuset, stopSignal, detachKeys      string
-	pull, logDriver, healthCmd, cgroupns, userns     string
-	cpus                                             float64
-	cpuShares, pids                                  int64
-	stopTimeout, healthRetries, oomScore             int
-	healthInterval, healthTimeout, healthStart       time.Duration
-	env, envFiles, labels, volumes, mounts, publish  []string
-	expose, tmpfs, devices, capAdd, capDrop, groups  []string
-	hosts, dns, dnsSearch, dnsOptions, security      []string
-	ulimits, sysctls, aliases, logOptions            []string
-	entrypointSet                                    func() bool
+	detach, interactive, tty, remove, sigProxy         bool
+	privileged, readOnly, init, publishAll, noHealth   bool
+	name, user, workdir, hostname, network, restart    string
+	pid, ipc, uts, cgroupParent, runtime, entrypoint   string
+	memory, shm, cpuset, stopSignal, detachKeys        string
+	pull, logDriver, healthCmd, cgroupns, userns, gpus string
+	cpus                                               float64
+	cpuShares, pids                                    int64
+	stopTimeout, healthRetries, oomScore               int
+	healthInterval, healthTimeout, healthStart         time.Duration
+	env, envFiles, labels, volumes, mounts, publish    []string
+	expose, tmpfs, devices, capAdd, capDrop, groups    []string
+	hosts, dns, dnsSearch, dnsOptions, security        []string
+	ulimits, sysctls, aliases, logOptions              []string
+	entrypointSet                                      func() bool
 }
 
 func (o *runOptions) flags(f *pflag.FlagSet) {
@@ -78,7 +78,8 @@ func (o *runOptions) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "drop a `capability`")
 	f.StringArrayVar(&o.security, "security-opt", nil, "security `option`")
 	f.StringArrayVar(&o.groups, "group-add", nil, "additional `group`")
-	f.StringArrayVar(&o.devices, "device", nil, "add a host `device[:path[:rwm]]`")
+	f.StringArrayVar(&o.devices, "device", nil, "add a host `device[:path[:rwm]]`, or vendor.com/class=name by CDI")
+	f.StringVar(&o.gpus, "gpus", "", "GPU `devices`: all, a number, or device=<id>,<id> in quotes")
 	f.StringVar(&o.pid, "pid", "", "PID `namespace`: host or container:<name>")
 	f.StringVar(&o.ipc, "ipc", "", "IPC `mode`")
 	f.StringVar(&o.uts, "uts", "", "UTS `namespace`: host")
@@ -239,7 +240,12 @@ func (o *runOptions) storage(cfg *container.Config, host *container.HostConfig) 
 		}
 		host.Mounts = append(host.Mounts, m)
 	}
+	var named []string
 	for _, d := range o.devices {
+		if !strings.HasPrefix(d, "/") && strings.Contains(d, "=") {
+			named = append(named, d)
+			continue
+		}
 		parts := strings.SplitN(d+"::", ":", 4)
 		m := container.DeviceMapping{PathOnHost: parts[0], PathInContainer: parts[1], CgroupPermissions: parts[2]}
 		if m.PathInContainer == "" {
@@ -250,7 +256,53 @@ func (o *runOptions) storage(cfg *container.Config, host *container.HostConfig) 
 		}
 		host.Devices = append(host.Devices, m)
 	}
+	if named != nil {
+		host.DeviceRequests = append(host.DeviceRequests, container.DeviceRequest{Driver: "cdi", DeviceIDs: named})
+	}
+	if o.gpus != "" {
+		r, err := parseGPUs(o.gpus)
+		if err != nil {
+			return fmt.Errorf("--gpus %s: %w", o.gpus, err)
+		}
+		host.DeviceRequests = append(host.DeviceRequests, r)
+	}
 	return nil
+}
+
+// parseGPUs reads the value of --gpus: a count, or fields in the form of CSV.
+func parseGPUs(text string) (container.DeviceRequest, error) {
+	r := container.DeviceRequest{Capabilities: [][]string{{"gpu"}}}
+	fields, err := csv.NewReader(strings.NewReader(text)).Read()
+	if err != nil {
+		return r, err
+	}
+	for _, field := range fields {
+		key, value, ok := strings.Cut(field, "=")
+		if !ok {
+			key, value = "count", field
+		}
+		switch key {
+		case "driver":
+			r.Driver = value
+		case "device":
+			r.DeviceIDs = strings.Split(value, ",")
+		case "capabilities":
+			r.Capabilities = [][]string{append(strings.Split(value, ","), "gpu")}
+		case "count":
+			if r.Count, err = strconv.Atoi(value); value == "all" {
+				r.Count, err = -1, nil
+			}
+			if err != nil {
+				return r, fmt.Errorf("want all or a number, not %q", value)
+			}
+		default:
+			return r, fmt.Errorf("no option %q; there are driver, device, count and capabilities", key)
+		}
+	}
+	if r.Count == 0 && r.DeviceIDs == nil {
+		r.Count = -1
+	}
+	return r, nil
 }
 
 func parseMount(text string) (mount.Mount, error) {
