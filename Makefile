@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race test-apps test-powercut soak test-vm bench fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-apps test-powercut soak test-vm bench bench-delta fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -47,6 +47,9 @@ test-vm: ## what depends on control groups, on a kernel that has version 2 alone
 
 bench: build ## beside docker and podman where they are installed
 	go run ./bench
+
+bench-delta: ## deltas beside zstd, xdelta3 and bsdiff
+	go run ./bench deltas
 
 fuzz: ## each fuzzer for ten seconds
 	scripts/fuzz 10s

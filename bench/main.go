@@ -1,6 +1,7 @@
 // Command bench compares minked with Docker and podman on this machine: what a
 // container costs in time, processor and memory, and, as "bench images", what
 // pulling, loading, updating and building images costs, on the disk, too.
+// "bench deltas" compares minke's deltas with those of general tools.
 //
 // Every engine runs alone in a network namespace, a data root and a cpuacct
 // cgroup of its own, with the same busybox image, made by import. The engines
@@ -51,8 +52,11 @@ func main() {
 	if *before != "" {
 		*only += ",before"
 	}
-	if flag.Arg(0) == "images" {
+	switch flag.Arg(0) {
+	case "images":
 		exit(r.runImages(ctx, strings.Split(*only, ","), *out))
+	case "deltas":
+		exit(r.runDeltas(ctx, *out))
 	}
 	exit(r.run(ctx, strings.Split(*only, ","), *out))
 }
