@@ -17,10 +17,10 @@ import (
 
 // A deltaSample is what one way of making an update small costs.
 type deltaSample struct {
-	Size                float64 // MB
-	Make, Apply         float64 // seconds of processor
-	MakeTime, ApplyTime float64 // seconds
-	MakeMemory          float64 // MB, of a tool's process; the engine's is not taken
+	Size                    float64 // MB
+	Make, Apply             float64 // seconds of processor
+	MakeTime, ApplyTime     float64 // seconds
+	MakeMemory, ApplyMemory float64 // MB, the most that the process was resident with
 }
 
 // bsdiffLimit is the largest layer that bsdiff is given, in bytes: it needs 17
@@ -35,6 +35,7 @@ var deltaTools = []struct {
 	limit       int64
 }{
 	{"gzip (whole layer)", []string{"sh", "-c", "gzip -9 <NEW >DELTA"}, []string{"sh", "-c", "gzip -d <DELTA >OUT"}, 0},
+	{"rdiff, gzip", []string{"sh", "-c", "rdiff -f signature OLD OUT && rdiff delta OUT NEW - | gzip -9 >DELTA"}, []string{"sh", "-c", "gzip -d <DELTA | rdiff -f patch OLD - OUT"}, 0},
 	{"zstd --patch-from", []string{"zstd", "-q", "-f", "-19", "--long=31", "--patch-from=OLD", "NEW", "-o", "DELTA"}, []string{"zstd", "-q", "-f", "-d", "--long=31", "--patch-from=OLD", "DELTA", "-o", "OUT"}, 0},
 	{"xdelta3", []string{"xdelta3", "-e", "-f", "-9", "-B", "536870912", "-s", "OLD", "NEW", "DELTA"}, []string{"xdelta3", "-d", "-f", "-B", "536870912", "-s", "OLD", "DELTA", "OUT"}, 0},
 	{"bsdiff", []string{"bsdiff", "OLD", "NEW", "DELTA"}, []string{"bspatch", "OLD", "OUT", "DELTA"}, bsdiffLimit},
@@ -46,7 +47,7 @@ func (r *runner) runDeltas(ctx context.Context, out string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root; try again with sudo")
 	}
-	if _, err := lookUp("zstd", "xdelta3", "bsdiff", "mmdebstrap", "npm"); err != nil {
+	if _, err := lookUp("rdiff", "zstd", "xdelta3", "bsdiff", "mmdebstrap", "npm"); err != nil {
 		return fmt.Errorf("%w; it is in Debian", err)
 	}
 	made, err := pairs.Make(ctx, r.pairs, ".")
@@ -98,7 +99,12 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s deltaSa
 		}
 	}
 	file := filepath.Join(dir, "minke.delta")
-	timed := func(cpu, wall *float64, cli []string, args ...string) error {
+	timed := func(cpu, wall, memory *float64, cli []string, args ...string) error {
+		// From here on the high-water mark counts anew, see proc_pid_clear_refs(5).
+		pid := e.process.Process.Pid
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o200); err != nil {
+			return err
+		}
 		before, err := e.place.used("")
 		if err != nil {
 			return err
@@ -107,12 +113,12 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s deltaSa
 		if _, err := e.execute(ctx, cli, args); err != nil {
 			return err
 		}
-		*wall = time.Since(began).Seconds()
+		*wall, *memory = time.Since(began).Seconds(), highWater(pid)
 		after, err := e.place.used("")
 		*cpu = (after - before).Seconds()
 		return err
 	}
-	if err := timed(&s.Make, &s.MakeTime, e.own, "delta", "create", "-o", file, p.OldTag, p.NewTag); err != nil {
+	if err := timed(&s.Make, &s.MakeTime, &s.MakeMemory, e.own, "delta", "create", "-o", file, p.OldTag, p.NewTag); err != nil {
 		return s, err
 	}
 	fi, err := os.Stat(file)
@@ -123,7 +129,7 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s deltaSa
 	if _, err := e.command(ctx, "rmi", p.NewTag); err != nil {
 		return s, err
 	}
-	if err := timed(&s.Apply, &s.ApplyTime, e.cli, "load", "-i", file); err != nil {
+	if err := timed(&s.Apply, &s.ApplyTime, &s.ApplyMemory, e.cli, "load", "-i", file); err != nil {
 		return s, err
 	}
 	_, err = e.command(ctx, "rmi", p.NewTag, p.OldTag)
@@ -159,11 +165,10 @@ func toolDelta(ctx context.Context, r *runner, p pairs.Pair, make, apply []strin
 		*memory = float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1000 // kB
 		return nil
 	}
-	var unused float64
 	if err := run(make, &s.Make, &s.MakeTime, &s.MakeMemory); err != nil {
 		return s, false, err
 	}
-	if err := run(apply, &s.Apply, &s.ApplyTime, &unused); err != nil {
+	if err := run(apply, &s.Apply, &s.ApplyTime, &s.ApplyMemory); err != nil {
 		return s, false, err
 	}
 	if err := exec.CommandContext(ctx, "cmp", names["NEW"], names["OUT"]).Run(); err != nil {
@@ -191,8 +196,10 @@ func printDeltas(w io.Writer, made []pairs.Pair, all map[string]map[string]delta
 		{"size, MB", func(s deltaSample) float64 { return s.Size }},
 		{"make: processor, s", func(s deltaSample) float64 { return s.Make }},
 		{"make: time, s", func(s deltaSample) float64 { return s.MakeTime }},
+		{"make: memory, MB", func(s deltaSample) float64 { return s.MakeMemory }},
 		{"apply: processor, s", func(s deltaSample) float64 { return s.Apply }},
 		{"apply: time, s", func(s deltaSample) float64 { return s.ApplyTime }},
+		{"apply: memory, MB", func(s deltaSample) float64 { return s.ApplyMemory }},
 	} {
 		table(&b, append(head[:len(head):len(head)], names...))
 		for _, p := range made {

@@ -88,7 +88,9 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		f.tags(w, r, repo)
 		return
 	}
-	http.NotFound(w, r) // as a registry that knows nothing of referrers
+	if rest != "" { // the ping
+		http.NotFound(w, r) // as a registry that knows nothing of referrers
+	}
 }
 
 // tags gives one tag a page.
