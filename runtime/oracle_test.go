@@ -3,6 +3,7 @@ package runtime
 import (
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,6 +20,8 @@ import (
 // this runtime and by runc of the same configuration.
 func TestContainersAreAsRuncMakesThem(t *testing.T) {
 	runc := testenv.Need(t, "runc")
+	signal.Ignore(unix.SIGHUP) // as under nohup; no container is to know
+	t.Cleanup(func() { signal.Reset(unix.SIGHUP) })
 	const look = `grep -E '^(Uid|Gid|Groups|Cap|NoNew|Seccomp:|SigBlk|SigIgn|Umask)' /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj; env | sort; id; hostname; pwd; ls -ld /dev/* /etc/* | awk '{print $1,$3,$4,$5,$6,$NF}' | sort
 awk '{print $5,$6}' /proc/self/mountinfo; grep -c . /proc/self/cgroup; cat /proc/kcore | wc -c; touch /proc/sys/kernel/x; exit 9`

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 
@@ -71,6 +72,7 @@ func (p *program) exec(socket int) error {
 			return fmt.Errorf("preserve descriptor %d: %w", SocketFD+i, err)
 		}
 	}
+	heedSignals()
 	if err := useAppArmor(p.apparmor); err != nil {
 		return err
 	}
@@ -86,6 +88,17 @@ func (p *program) exec(socket int) error {
 	}
 	err := syscall.Exec(p.path, p.args, p.env)
 	return &wire.ProgramError{Code: 126, Text: fmt.Sprintf("exec %s: %v", p.path, err)}
+}
+
+// heedSignals undoes what the daemon inherited: under nohup(1) every program
+// below it would ignore SIGHUP. execve(2) makes a signal with a handler default.
+func heedSignals() {
+	c := make(chan os.Signal, 1)
+	for s := syscall.Signal(1); s < 32; s++ {
+		if signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
 }
 
 // isOurs reports whether path is this program, mounted into the container.
