@@ -22,6 +22,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -148,11 +149,12 @@ var (
 
 func parse(data []byte, isYAML bool) (*file, error) {
 	if isYAML {
-		v, err := parseYAML(string(data))
+		var v any
+		err := yaml.Unmarshal(data, &v)
 		if err != nil {
 			return nil, err
 		}
-		if data, err = json.Marshal(v); err != nil {
+		if data, err = json.Marshal(v); err != nil { // a mapping whose keys are no text
 			return nil, err
 		}
 	}
