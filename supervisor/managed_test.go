@@ -362,8 +362,8 @@ func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
 	m.until("the release before runs", back)
 	m.until("the server knows", func() bool { return m.f.reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected" })
 	_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
-	if !strings.Contains(body, "rolled back to the release before: db keeps ending") {
-		t.Errorf("status = %s, want the reason", body)
+	if !strings.Contains(body, "rolled back to the release before: db keeps ending") || !strings.Contains(body, `"undone":true`) {
+		t.Errorf("status = %s, want that it was undone, and the reason", body)
 	}
 
 	m.stop()
@@ -378,6 +378,10 @@ func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
 	m.f.wants(release("c3", "garden:3", `"io.minke.rollback-timeout":"600000"`, ""))
 	m.update()
 	m.until("a better release runs", func() bool { return m.running()["web"] == "garden:3" })
+	m.until("the status says that it is on trial", func() bool {
+		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+		return strings.Contains(body, `"trial":`) && !strings.Contains(body, `"undone"`)
+	})
 }
 
 func TestAReleaseThatDoesNotBecomeHealthyIsUndoneWhenItsTimeIsUp(t *testing.T) {

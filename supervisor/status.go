@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/minke-os/minke/supervisor/api"
 	"github.com/minke-os/minke/supervisor/logs"
@@ -110,7 +111,13 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 	undone := s.undone()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := api.Status{Applying: s.applying, Problem: s.problem, Failed: len(s.failures) > 0 || undone != ""}
+	st := api.Status{Applying: s.applying, Problem: s.problem, Failed: len(s.failures) > 0 || undone != "", Undone: undone != ""}
+	if t := s.trial; t != nil && !t.lost {
+		st.Trial = t.limit
+		if !t.started.IsZero() {
+			st.Trial = max(time.Until(t.started.Add(t.limit)), time.Second)
+		}
+	}
 	if undone != "" && st.Problem == "" {
 		st.Problem = "rolled back to the release before: " + undone
 	}

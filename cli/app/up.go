@@ -231,6 +231,9 @@ func (o upOptions) follow(ctx context.Context, s *connect.Session, d *device.Cli
 			} else if steady++; steady >= needed {
 				show.end()
 				report(s, p)
+				if st.Trial > 0 {
+					fmt.Fprintf(s.Err, "%s if it fails within %d s, the device goes back to what ran before\n", s.Paint(33, "note:"), st.Trial)
+				}
 				return nil
 			}
 		}
@@ -266,6 +269,9 @@ func because(st device.Status) string {
 // judge reports whether all services are as they should be. A service that a
 // person stopped, or that had given up, is started once: up means run it.
 func (o upOptions) judge(ctx context.Context, d *device.Client, p *compose.Project, st device.Status, started map[string]bool) (bool, error) {
+	if st.Undone {
+		return false, fmt.Errorf("%s; see \"minke logs\"", st.Error)
+	}
 	if st.AppState != "applied" {
 		return false, nil
 	}

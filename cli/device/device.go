@@ -32,6 +32,8 @@ type Status struct {
 	Images                  []Image
 	Release                 string
 	Error                   string
+	Undone                  bool // the target is given up; that before it is applied
+	Trial                   int  // seconds that it has still to work, or it is undone
 }
 
 // A Container is one of a Status.

@@ -7,8 +7,9 @@
 // everything else 503, as clients of this API expect.
 //
 // One answer says more than the original's: /v2/state/status has "error" while
-// the target cannot be reached, and for containers "health", "exitCode" and
-// "restarts" where there are any.
+// the target cannot be reached, "undone" if it was given up for the one before,
+// "trial" with the seconds that it has still to work, and for containers
+// "health", "exitCode" and "restarts" where there are any.
 package api
 
 import (
@@ -24,6 +25,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/cloud"
@@ -86,6 +88,8 @@ type Status struct {
 	Applying   bool
 	Failed     bool
 	Problem    string
+	Undone     bool          // the target before is applied
+	Trial      time.Duration // that is left of one; 0 without
 	Containers []Container
 	Missing    []Missing
 	Images     []Image

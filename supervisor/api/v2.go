@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -58,6 +59,8 @@ type statusAnswer struct {
 	Images                  []statusImage     `json:"images"`
 	Release                 string            `json:"release,omitempty"`
 	Error                   string            `json:"error,omitempty"`
+	Undone                  bool              `json:"undone,omitempty"`
+	Trial                   int               `json:"trial,omitempty"` // s
 }
 
 func (s *server) stateStatus(w http.ResponseWriter, r *request) error {
@@ -65,7 +68,7 @@ func (s *server) stateStatus(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	out := statusAnswer{Status: success, AppState: "applied", Error: st.Problem, Containers: []statusContainer{}, Images: []statusImage{}}
+	out := statusAnswer{Status: success, AppState: "applied", Error: st.Problem, Undone: st.Undone, Trial: int(math.Ceil(st.Trial.Seconds())), Containers: []statusContainer{}, Images: []statusImage{}}
 	if st.Applying {
 		out.AppState = "applying"
 	}
