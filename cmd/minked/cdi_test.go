@@ -42,7 +42,7 @@ containerEdits:
 func TestDevicesByCDI(t *testing.T) {
 	d := testdaemon.Start(t)
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		t.Skip(err)
+		t.Skipf("needs a device to give: %v", err)
 	}
 	dir := filepath.Join(d.Dir, "cdi")
 	if err := os.Mkdir(dir, 0o755); err != nil {
