@@ -44,22 +44,11 @@ var deltaTools = []struct {
 // runDeltas compares minke's deltas with those that general tools make of the
 // same layers.
 func (r *runner) runDeltas(ctx context.Context, out string) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root; try again with sudo")
-	}
-	if _, err := lookUp("rdiff", "zstd", "xdelta3", "bsdiff", "mmdebstrap", "npm"); err != nil {
-		return fmt.Errorf("%w; it is in Debian", err)
-	}
-	made, err := pairs.Make(ctx, r.pairs, ".")
+	made, err := r.preparePairs(ctx, "rdiff", "zstd", "xdelta3", "bsdiff", "mmdebstrap", "npm")
 	if err != nil {
 		return err
 	}
-	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
-	r.group = filepath.Base(r.dir)
-	defer removeGroups(r.group)
+	defer func() { err = errors.Join(err, r.remove()) }()
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}

@@ -25,24 +25,37 @@ type imageEngine struct {
 	images   place    // the registry's, which is not counted
 }
 
+// preparePairs makes the images and a directory for everything else.
+func (r *runner) preparePairs(ctx context.Context, programs ...string) (made []pairs.Pair, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("needs root; try again with sudo")
+	}
+	if _, err := lookUp(programs...); err != nil {
+		return nil, fmt.Errorf("%w; it is in Debian", err)
+	}
+	if made, err = pairs.Make(ctx, r.pairs, "."); err != nil {
+		return nil, err
+	}
+	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
+		return nil, err
+	}
+	r.group = filepath.Base(r.dir)
+	return made, nil
+}
+
+// remove takes away the directory and the cgroups.
+func (r *runner) remove() error {
+	removeGroups(r.group)
+	return os.RemoveAll(r.dir)
+}
+
 // runImages compares pulls, loads and builds.
 func (r *runner) runImages(ctx context.Context, names []string, out string) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root; try again with sudo")
-	}
-	if _, err := lookUp("docker-registry", "mkfs.ext4", "losetup", "mmdebstrap", "npm"); err != nil {
-		return fmt.Errorf("%w; it is in Debian", err)
-	}
-	made, err := pairs.Make(ctx, r.pairs, ".")
+	made, err := r.preparePairs(ctx, "docker-registry", "mkfs.ext4", "losetup", "mmdebstrap", "npm")
 	if err != nil {
 		return err
 	}
-	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
-	r.group = filepath.Base(r.dir)
-	defer removeGroups(r.group)
+	defer func() { err = errors.Join(err, r.remove()) }()
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
