@@ -89,8 +89,11 @@ func record(t testing.TB, fs fileSystem, sc script) recording {
 	testenv.Need(t, fs.mkfs[0])
 	dir := t.TempDir()
 	d, err := NewDisk(dir, fs.size)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		t.Skipf("needs FUSE and loop devices: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer d.Close()
 	if out, err := exec.Command(fs.mkfs[0], append(fs.mkfs[1:], d.Path)...).CombinedOutput(); err != nil {
