@@ -1,6 +1,7 @@
 package network
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -117,6 +118,12 @@ func (h *Host) setUpBridge(n *state, link netlink.Link) error {
 			return fmt.Errorf("address %s: %w", c.Gateway, err)
 		}
 	}
+	// A bridge without an address of its own takes the lowest of its ports: with
+	// every container that came or went the others would send to one that is
+	// no more, until they ask again.
+	if err := h.links.LinkSetHardwareAddr(link, bridgeMAC(n.ID)); err != nil {
+		return fmt.Errorf("hardware address: %w", err)
+	}
 	if !n.options.icc && bridgesAreFiltered() {
 		if err := filterBridge(link); err != nil {
 			return fmt.Errorf("filter between ports: %w", err)
@@ -137,6 +144,13 @@ func (h *Host) setUpBridge(n *state, link netlink.Link) error {
 		return nil
 	}
 	return forwardIPv6()
+}
+
+// bridgeMAC is a locally administered address made from the network's ID, so that
+// it is the same after a restart of the host.
+func bridgeMAC(id string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte("bridge " + id))
+	return append(net.HardwareAddr{0x02}, sum[:5]...)
 }
 
 // hostHasAddress reports whether the bridge gets the network's gateway address.
