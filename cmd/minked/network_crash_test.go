@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -311,6 +313,72 @@ func TestDeathAtEachStepOfANetworkLeaksNothing(t *testing.T) {
 			})
 			if got := setElements(t, d); fmt.Sprint(got) != fmt.Sprint(sets) {
 				t.Errorf("elements of packet rules: %v, want %v", got, sets)
+			}
+		})
+	}
+}
+
+// The kernel takes a dead container's namespace apart in its own time; here it
+// has it for as long as the test wants. Whoever gets the address next must have
+// it alone.
+func TestAnEndedContainerIsOffItsNetwork(t *testing.T) {
+	d := testdaemon.Start(t)
+	if _, err := d.NetworkCreate(t.Context(), "n", client.NetworkCreateOptions{Options: map[string]string{"com.docker.network.bridge.name": "mtn"}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.NetworkRemove(context.Background(), "n", client.NetworkRemoveOptions{}) })
+	remove := func(id string) {
+		if _, err := d.ContainerRemove(t.Context(), id, client.ContainerRemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bridgeAddress := func() (mac string) {
+		err := d.InNetNS(func() error {
+			i, err := net.InterfaceByName("mtn")
+			if err == nil {
+				mac = i.HardwareAddr.String()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mac
+	}
+	onN := container.HostConfig{NetworkMode: "n"}
+	for _, tt := range []struct {
+		name string
+		end  func(id string)
+	}{
+		{"removed", remove},
+		{"removed-after-minked-died", func(id string) { d.Kill(); d.Up(); remove(id) }},
+		{"killed-with-minked-and-the-monitor", func(id string) { d.KillAll(); d.Up(); remove(id) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			old := d.RunDetached(testdaemon.Spec{Config: cmd("sleep", "1000"), Host: onN})
+			was, mac := d.Inspect(old).NetworkSettings.Networks["n"], bridgeAddress()
+			err := d.InContainer(old, func() error {
+				tt.end(old)
+				next := d.RunDetached(testdaemon.Spec{Config: sh("echo hello > /f; exec httpd -f -p 80 -h /"), Host: onN})
+				defer remove(next)
+				if now := d.Inspect(next).NetworkSettings.Networks["n"]; now.IPAddress != was.IPAddress {
+					t.Fatalf("the next container has address %s, want %s for this test", now.IPAddress, was.IPAddress)
+				}
+				// Refused would be an answer.
+				_, err := net.DialTimeout("tcp", net.JoinHostPort(was.Gateway.String(), "9"), 300*time.Millisecond)
+				if err == nil || errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("from the dead container's namespace to the gateway: %v, want no answer", err)
+				}
+				if got, err := d.Get("http://" + was.IPAddress.String() + "/f"); got != "hello\n" {
+					t.Errorf("from the host to the next owner of the address: %q, %v", got, err)
+				}
+				if now := bridgeAddress(); now != mac {
+					t.Errorf("the bridge's hardware address was %s and is %s: what its containers know of it is wrong", mac, now)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 		})
 	}

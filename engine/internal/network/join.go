@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
@@ -65,6 +66,8 @@ func (h *Host) join(s Sandbox, fresh bool) (_ Joined, err error) {
 		if err := ns.setDefaults(m.exits, exits); err != nil {
 			return Joined{}, err
 		}
+	} else if err := h.findCables(ns, m); err != nil {
+		return Joined{}, err
 	}
 	h.mu.Lock()
 	m.exits = exits
@@ -322,6 +325,11 @@ func (h *Host) releaseLegLocked(n *state, l *leg) {
 	if n == nil {
 		return
 	}
+	if l.cable != 0 {
+		if err := h.cut(l.cable); err != nil {
+			h.log.Warn("the cable of a container that ended is still on its bridge", "network", n.Name, "error", err)
+		}
+	}
 	for _, p := range l.prefixes() {
 		delete(n.taken, p.Addr())
 	}
@@ -332,10 +340,15 @@ func (h *Host) releaseLegLocked(n *state, l *leg) {
 func (h *Host) Reconcile(context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	known := map[string]bool{}
+	known, cables := map[string]bool{}, map[int]bool{}
 	for _, n := range h.networks {
 		if n.wired() {
 			known[cmp.Or(n.bridge, n.parent())] = true
+		}
+	}
+	for _, m := range h.members {
+		for _, l := range m.endpoints {
+			cables[l.cable] = true
 		}
 	}
 	links, err := netlink.LinkList()
@@ -344,8 +357,10 @@ func (h *Host) Reconcile(context.Context) error {
 	}
 	var errs []error
 	for _, l := range links {
-		if l.Attrs().Alias == h.alias() && !known[l.Attrs().Name] {
-			errs = append(errs, netlink.LinkDel(l))
+		if a := l.Attrs(); a.Alias == h.alias() && !known[a.Name] && !cables[a.Index] {
+			if err := netlink.LinkDel(l); !errors.Is(err, syscall.ENODEV) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(append(errs, h.rules.settle())...)

@@ -96,6 +96,9 @@ func (ns *namespace) nameFor(n *state, l *leg) (string, error) {
 	}
 }
 
+// brStateDisabled is BR_STATE_DISABLED of linux/if_bridge.h.
+const brStateDisabled = 0
+
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const addrGenNone = 1
 
@@ -123,9 +126,13 @@ func (h *Host) plug(ns *namespace, n *state, l *leg) error {
 	if err := h.links.LinkAdd(veth); err != nil {
 		return err
 	}
+	l.cable = veth.Index
+	err = h.links.LinkSetAlias(veth, h.alias())
 	// Where br_netfilter turns a published port back on the bridge itself,
 	// a container that calls its own must get the packet by the same port.
-	err = h.links.LinkSetHairpin(veth, true)
+	if err == nil {
+		err = h.links.LinkSetHairpin(veth, true)
+	}
 	if err == nil && !n.options.icc && !bridgesAreFiltered() {
 		err = h.links.LinkSetIsolated(veth, true)
 	}
@@ -136,6 +143,50 @@ func (h *Host) plug(ns *namespace, n *state, l *leg) error {
 		return errors.Join(err, h.links.LinkDel(veth))
 	}
 	return nil
+}
+
+// findCables learns which cables of the host lead to a container that was plugged
+// in before this process began.
+func (h *Host) findCables(ns *namespace, m *member) error {
+	for id, l := range m.endpoints {
+		if n := h.network(id); n == nil || n.bridge == "" {
+			continue
+		}
+		index, err := ns.linkOf(l)
+		if err != nil {
+			return err
+		}
+		if index == 0 {
+			continue // somebody took it away
+		}
+		link, err := ns.handle.LinkByIndex(index)
+		if err != nil {
+			return err
+		}
+		l.cable = link.Attrs().ParentIndex
+	}
+	return nil
+}
+
+// cut has a bridge take nothing from a cable, nor send there. The kernel removes
+// it with the container's namespace in its own time, and until then the old
+// container answers for an address that may be another's by then.
+func (h *Host) cut(cable int) error {
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(cable)
+	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{brStateDisabled})
+	port.AddRtAttr(nl.IFLA_BRPORT_FLUSH, nil)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(msg)
+	req.AddData(port)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	switch {
+	case err == nil, errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENETDOWN):
+		return nil // or it was faster
+	}
+	// A bridge with a spanning tree decides for itself.
+	return h.links.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: cable}})
 }
 
 // bridgesAreFiltered reports whether br_netfilter is loaded.

@@ -140,6 +140,7 @@ type member struct {
 type leg struct {
 	settings *network.EndpointSettings
 	names    []string // what others on the network call it
+	cable    int      // index of the host's end, on a bridge; 0 if there is none
 }
 
 // Open reads the networks from db and makes the predefined ones.
