@@ -2,6 +2,7 @@ package network
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -101,10 +102,21 @@ func (r *resolver) redirect(ns netns.NsHandle) error {
 	if err != nil {
 		return err
 	}
+	// Deleting has the kernel wait for all processors, some 10 ms, so it is done
+	// only where a minked before us left its table.
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "minke_dns"}
-	c.AddTable(t) // so that deleting it cannot fail
-	c.DelTable(t)
-	c.AddTable(t)
+	c.CreateTable(t)
+	r.queueRedirect(c, t)
+	if err = c.Flush(); errors.Is(err, unix.EEXIST) {
+		c.DelTable(t)
+		c.CreateTable(t)
+		r.queueRedirect(c, t)
+		err = c.Flush()
+	}
+	return err
+}
+
+func (r *resolver) queueRedirect(c *nftables.Conn, t *nftables.Table) {
 	chain := c.AddChain(&nftables.Chain{
 		Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
 	})
@@ -121,7 +133,6 @@ func (r *resolver) redirect(ns netns.NsHandle) error {
 			dnat(&family{proto: unix.NFPROTO_IPV4, addrLength: 4}),
 		)})
 	}
-	return c.Flush()
 }
 
 func portOf(a net.Addr) uint16 { return netip.MustParseAddrPort(a.String()).Port() }
