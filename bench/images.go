@@ -27,26 +27,13 @@ type imageEngine struct {
 
 // preparePairs makes the images and a directory for everything else.
 func (r *runner) preparePairs(ctx context.Context, programs ...string) (made []pairs.Pair, err error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("needs root; try again with sudo")
-	}
 	if _, err := lookUp(programs...); err != nil {
 		return nil, fmt.Errorf("%w; it is in Debian", err)
 	}
 	if made, err = pairs.Make(ctx, r.pairs, "."); err != nil {
 		return nil, err
 	}
-	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
-		return nil, err
-	}
-	r.group = filepath.Base(r.dir)
-	return made, nil
-}
-
-// remove takes away the directory and the cgroups.
-func (r *runner) remove() error {
-	removeGroups(r.group)
-	return os.RemoveAll(r.dir)
+	return made, r.begin()
 }
 
 // runImages compares pulls, loads and builds.

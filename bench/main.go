@@ -1,7 +1,8 @@
 // Command bench compares minked with Docker and podman on this machine: what a
 // container costs in time, processor and memory, and, as "bench images", what
 // pulling, loading, updating and building images costs, on the disk, too.
-// "bench deltas" compares minke's deltas with those of general tools.
+// "bench deltas" compares minke's deltas with those of general tools, "bench
+// network" how fast containers reach others and are reached.
 //
 // Every engine runs alone in a network namespace, a data root and a cpuacct
 // cgroup of its own, with the same busybox image, made by import. The engines
@@ -55,6 +56,8 @@ func main() {
 	switch flag.Arg(0) {
 	case "images":
 		exit(r.runImages(ctx, strings.Split(*only, ","), *out))
+	case "network":
+		exit(r.runNetwork(ctx, strings.Split(*only, ","), *out))
 	case "deltas":
 		exit(r.runDeltas(ctx, *out))
 	}
@@ -82,15 +85,10 @@ type runner struct {
 }
 
 func (r *runner) run(ctx context.Context, names []string, out string) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root; try again with sudo")
-	}
-	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
+	if err := r.begin(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
-	r.group = filepath.Base(r.dir)
-	defer removeGroups(r.group)
+	defer func() { err = errors.Join(err, r.remove()) }()
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
@@ -112,6 +110,24 @@ func (r *runner) run(ctx context.Context, names []string, out string) (err error
 		return err
 	}
 	return res.print(os.Stdout)
+}
+
+// begin makes the directory that everything is below.
+func (r *runner) begin() (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root; try again with sudo")
+	}
+	if r.dir, err = os.MkdirTemp("/var/tmp", "minke-bench-"); err != nil {
+		return err
+	}
+	r.group = filepath.Base(r.dir)
+	return nil
+}
+
+// remove takes away the directory and the cgroups.
+func (r *runner) remove() error {
+	removeGroups(r.group)
+	return os.RemoveAll(r.dir)
 }
 
 // prepare makes the image and our programs.
