@@ -258,6 +258,7 @@ func merged[V any](base, over map[string]V) map[string]V {
 
 // checkHostConfig refuses what cannot work, and settles names to IDs.
 func (e *Engine) checkHostConfig(h *container.HostConfig) error {
+	e.cfg.Defaults.settle(h)
 	if err := checkResources(h.Resources); err != nil {
 		return err
 	}

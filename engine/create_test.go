@@ -148,7 +148,7 @@ func FuzzCreateRequest(f *testing.F) {
 		r.links()
 		probeCommand(&r)
 		wantedPorts(&r)
-		hostsContent(&r, nil)
+		hostsContent(&r, nil, nil)
 		bare().createWarnings(r.Host)
 		spec.Generate(spec.Input{ID: "a", Config: bare().withLinks(&r), Host: r.Host, Args: []string{"a"}, Root: "/nosuch"})
 	})

@@ -62,6 +62,8 @@ type Config struct {
 
 	CDIDirs []string // of device specifications; nil: the usual ones
 
+	Defaults Defaults // of containers
+
 	Network NetworkOptions // Logger and FaultPoint are this struct's
 
 	Settings

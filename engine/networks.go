@@ -29,7 +29,7 @@ func (e *Engine) sandbox(r *record, pid int) (s network.Sandbox, ok bool) {
 	}
 	s = network.Sandbox{
 		ContainerID: r.ID, Name: r.Name, Hostname: r.Config.Hostname, Pid: pid, Ports: wantedPorts(r),
-		DNS: network.DNS{Servers: r.Host.DNS, Search: r.Host.DNSSearch, Options: r.Host.DNSOptions},
+		DNS: e.cfg.Defaults.dns(r.Host),
 	}
 	// The network that was named first is the default route's, then by name.
 	for _, name := range sortedKeys(r.Networks) {
@@ -108,7 +108,7 @@ func (e *Engine) networkJoined(c *Container, r *record, joined network.Joined) e
 	if err := e.writeOwn(r.ID, resolvFile, joined.Resolv); err != nil {
 		return err
 	}
-	if err := e.writeOwn(r.ID, hostsFile, append(hostsContent(r, &joined), e.linkedHosts(r)...)); err != nil {
+	if err := e.writeOwn(r.ID, hostsFile, append(hostsContent(r, &joined, e.cfg.Defaults.HostGateway), e.linkedHosts(r)...)); err != nil {
 		return err
 	}
 	for name, ep := range joined.Endpoints {
@@ -345,6 +345,6 @@ func (e *Engine) rewriteHosts(r *record) error {
 	if !r.runs() {
 		return nil
 	}
-	hosts := hostsContent(r, &network.Joined{Endpoints: r.Networks})
+	hosts := hostsContent(r, &network.Joined{Endpoints: r.Networks}, e.cfg.Defaults.HostGateway)
 	return e.writeOwn(r.ID, hostsFile, append(hosts, e.linkedHosts(r)...))
 }

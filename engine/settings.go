@@ -18,12 +18,15 @@ type Settings struct {
 	Labels   []string // key=value, of the engine, shown by docker info
 	Mirrors  []string // registry mirrors, URLs
 	Insecure []string // registries without TLS, host:port or CIDR
+
+	// Downloads, Uploads and Tries are registry.Options'; 0 is usual.
+	Downloads, Uploads, Tries int
 }
 
 // apply takes s over, or nothing of it.
 func (e *Engine) apply(s Settings) error {
 	r, err := registry.New(e.images, e.db, registry.Options{
-		Mirrors: s.Mirrors, Insecure: s.Insecure, UserAgent: "minke/" + e.cfg.Version + " (linux; " + oci.Host().Architecture + ")", Logger: e.log,
+		Mirrors: s.Mirrors, Insecure: s.Insecure, Downloads: s.Downloads, Uploads: s.Uploads, Tries: s.Tries, UserAgent: "minke/" + e.cfg.Version + " (linux; " + oci.Host().Architecture + ")", Logger: e.log,
 	})
 	if err != nil {
 		return err

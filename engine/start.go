@@ -342,13 +342,17 @@ func (e *Engine) ownFiles(r *record) ([]specs.Mount, error) {
 		}
 		return e.ownMounts(r, other.ID), nil
 	}
-	hosts, resolv := hostsContent(r, nil), []byte(nil)
+	hosts, resolv := hostsContent(r, nil, e.cfg.Defaults.HostGateway), []byte(nil)
 	if r.Host.NetworkMode.IsHost() {
 		var err error
 		if hosts, err = os.ReadFile("/etc/hosts"); err != nil && !os.IsNotExist(err) {
 			return nil, err
 		}
-		hosts = append(hosts, extraHosts(r, netip.MustParseAddr("127.0.0.1"))...)
+		gateways := e.cfg.Defaults.HostGateway
+		if len(gateways) == 0 {
+			gateways = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+		}
+		hosts = append(hosts, extraHosts(r, gateways)...)
 		if resolv, err = os.ReadFile("/etc/resolv.conf"); err != nil && !os.IsNotExist(err) {
 			return nil, err
 		}
@@ -392,7 +396,7 @@ const hostsHead = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopba
 	"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 
 // hostsContent is /etc/hosts as Docker makes it.
-func hostsContent(r *record, joined *network.Joined) []byte {
+func hostsContent(r *record, joined *network.Joined, hostGateway []netip.Addr) []byte {
 	b := []byte(hostsHead)
 	var gateway netip.Addr
 	if joined != nil {
@@ -413,20 +417,23 @@ func hostsContent(r *record, joined *network.Joined) []byte {
 			}
 		}
 	}
-	return append(b, extraHosts(r, gateway)...)
+	if len(hostGateway) == 0 && gateway.IsValid() {
+		hostGateway = []netip.Addr{gateway}
+	}
+	return append(b, extraHosts(r, hostGateway)...)
 }
 
-func extraHosts(r *record, gateway netip.Addr) (b []byte) {
+func extraHosts(r *record, gateways []netip.Addr) (b []byte) {
 	for _, h := range r.Host.ExtraHosts {
 		name, addr, ok := strings.Cut(h, ":")
 		if !ok {
 			name, addr, _ = strings.Cut(h, "=")
 		}
 		if addr == "host-gateway" {
-			if !gateway.IsValid() {
-				continue
+			for _, g := range gateways {
+				b = fmt.Appendf(b, "%s\t%s\n", g, name)
 			}
-			addr = gateway.String()
+			continue
 		}
 		b = fmt.Appendf(b, "%s\t%s\n", addr, name)
 	}

@@ -126,6 +126,9 @@ func checkResources(r container.Resources) error {
 		if u.Hard != -1 && u.Soft > u.Hard {
 			return errdef.Invalid.Errorf("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
 		}
+		if _, err := u.GetRlimit(); err != nil {
+			return errdef.Invalid.Wrap(err)
+		}
 	}
 	return spec.CheckResources(r)
 }

@@ -60,6 +60,11 @@ type config struct {
 	CDIDirs        []string `json:"cdi-spec-dirs"`
 	LogDriver      string   `json:"log-driver"`
 	LogOpts        options  `json:"log-opts"`
+	Downloads      int      `json:"max-concurrent-downloads"`
+	Uploads        int      `json:"max-concurrent-uploads"`
+	Tries          int      `json:"max-download-attempts"`
+	defaults
+	dockerds
 	// LiveRestore is always so; it is here for files that were written for dockerd.
 	LiveRestore bool `json:"live-restore"`
 
@@ -120,6 +125,10 @@ func parse(args []string) (*config, error) {
 	f.StringArrayVar(&c.CDIDirs, "cdi-spec-dir", c.CDIDirs, "directory of CDI device specifications; may be repeated (default: /etc/cdi, /var/run/cdi)")
 	f.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "log driver of containers that name none")
 	f.Var(&c.LogOpts, "log-opt", "key=value option of that driver; may be repeated")
+	f.IntVar(&c.Downloads, "max-concurrent-downloads", c.Downloads, "layers of an image on their way at once, at most 3 (default: 3)")
+	f.IntVar(&c.Uploads, "max-concurrent-uploads", c.Uploads, "the same of pushes (default: 3)")
+	f.IntVar(&c.Tries, "max-download-attempts", c.Tries, "how often a request to a registry is repeated (default: 5)")
+	c.defaults.flags(f)
 	f.BoolVar(&c.LiveRestore, "live-restore", c.LiveRestore, "accepted: containers always outlive this process")
 	f.BoolVar(&c.validate, "validate", false, "say whether flags and file are all right, and end")
 	f.String("config-file", defaultConfigFile, "file with these settings in JSON")
@@ -161,6 +170,17 @@ func (c *config) check() error {
 			return fmt.Errorf("bad attribute format: %s; want key=value", l)
 		}
 	}
+	for name, n := range map[string]int{"max-concurrent-downloads": c.Downloads, "max-concurrent-uploads": c.Uploads, "max-download-attempts": c.Tries} {
+		if n < 0 {
+			return fmt.Errorf("invalid %s %d: want a number above 0", name, n)
+		}
+	}
+	if _, err := c.defaults.engine(); err != nil {
+		return err
+	}
+	if err := c.dockerds.check(); err != nil {
+		return err
+	}
 	if err := engine.CheckNetwork(c.network()); err != nil {
 		return err
 	}
@@ -170,7 +190,7 @@ func (c *config) check() error {
 // flagNames are the flags whose name in the file is the plural.
 var flagNames = map[string]string{
 	"hosts": "host", "registry-mirrors": "registry-mirror", "insecure-registries": "insecure-registry", "labels": "label", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "runtimes": "add-runtime",
-	"default-address-pools": "default-address-pool",
+	"default-address-pools": "default-address-pool", "dns-opts": "dns-opt", "host-gateway-ips": "host-gateway-ip", "default-ulimits": "default-ulimit",
 }
 
 // conflicts refuses what is said on the command line and in the file: nobody
@@ -226,8 +246,8 @@ func (c *config) readFile(path string, named bool) (inFile map[string]json.RawMe
 
 func unknownNames(inFile map[string]json.RawMessage) (out []string) {
 	known := map[string]bool{}
-	for t, i := reflect.TypeFor[config](), 0; i < t.NumField(); i++ {
-		known[t.Field(i).Tag.Get("json")] = true
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[config]()) {
+		known[f.Tag.Get("json")] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(inFile)) {
 		if !known[name] {

@@ -118,8 +118,12 @@ func openEngine(ctx context.Context, cfg *config, log *slog.Logger) (*engine.Eng
 	if err != nil {
 		return nil, err
 	}
+	containers, err := cfg.defaults.engine()
+	if err != nil {
+		return nil, err
+	}
 	return engine.Open(ctx, engine.Config{
-		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Network: cfg.network(),
+		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Runtime: binary, Network: cfg.network(), Defaults: containers,
 		UserRemap: cfg.UserRemap, CDIDirs: cfg.CDIDirs,
 		Runtimes: cfg.Runtimes, DefaultRuntime: cfg.DefaultRuntime,
 		Settings: cfg.settings(), LogDriver: cfg.LogDriver, LogOpts: cfg.LogOpts, Version: version, Commit: commit, Logger: log,

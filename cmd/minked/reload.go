@@ -12,12 +12,13 @@ import (
 
 // settings are what the engine takes while it runs.
 func (c *config) settings() engine.Settings {
-	return engine.Settings{Debug: c.Debug, Labels: c.Labels, Mirrors: c.Mirrors, Insecure: c.Insecure}
+	return engine.Settings{Debug: c.Debug, Labels: c.Labels, Mirrors: c.Mirrors, Insecure: c.Insecure, Downloads: c.Downloads, Uploads: c.Uploads, Tries: c.Tries}
 }
 
 // reloadable are the names of what a SIGHUP changes; the rest needs a restart.
 var reloadable = map[string]bool{
 	"debug": true, "log-level": true, "labels": true, "registry-mirrors": true, "insecure-registries": true, "live-restore": true,
+	"max-concurrent-downloads": true, "max-concurrent-uploads": true, "max-download-attempts": true,
 }
 
 // A reloader reads the configuration again when it is told to.
@@ -67,9 +68,9 @@ func (r reloader) reload(old *config) (*config, error) {
 // needRestart names what has changed and is not reloadable.
 func needRestart(old, now *config) (out []string) {
 	a, b := reflect.ValueOf(*old), reflect.ValueOf(*now)
-	for i := range a.NumField() {
-		name := a.Type().Field(i).Tag.Get("json")
-		if name == "" || reloadable[name] || reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+	for _, f := range reflect.VisibleFields(a.Type()) {
+		name := f.Tag.Get("json")
+		if name == "" || reloadable[name] || reflect.DeepEqual(a.FieldByIndex(f.Index).Interface(), b.FieldByIndex(f.Index).Interface()) {
 			continue
 		}
 		out = append(out, name)

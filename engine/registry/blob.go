@@ -131,7 +131,7 @@ func (f *fetch) run(ctx context.Context) error {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		if !errdef.Is(err, errdef.Unavailable) || isDamage(err) || try == maxTries {
+		if !errdef.Is(err, errdef.Unavailable) || isDamage(err) || try == f.s.c.o.Tries {
 			return err
 		}
 		f.url++

@@ -86,7 +86,7 @@ func (s *session) putFile(ctx context.Context, l store.LayerDelta, tell func(sta
 			tell("Pushed", 0)
 			return nil
 		}
-		if !errdef.Is(err, errdef.Unavailable) || ctx.Err() != nil || try == maxTries {
+		if !errdef.Is(err, errdef.Unavailable) || ctx.Err() != nil || try == s.c.o.Tries {
 			return err
 		}
 		if err := s.c.pause(ctx, try, err); err != nil {

@@ -141,7 +141,7 @@ func (p *pulling) missing(present int) ([]*layer, error) {
 		l.say("Pulling fs layer")
 		out = append(out, l)
 	}
-	for i := parallel; i < len(out); i++ {
+	for i := p.s.c.o.Downloads; i < len(out); i++ {
 		out[i].say("Waiting")
 	}
 	return out, nil
@@ -164,7 +164,7 @@ func (q *queue) stop() {
 
 // fill starts fetches until enough are on their way.
 func (q *queue) fill(ctx context.Context) {
-	for n := len(q.fetches); n < min(parallel, len(q.layers)); n++ {
+	for n := len(q.fetches); n < min(q.p.s.c.o.Downloads, len(q.layers)); n++ {
 		var f *fetch // not of a layer that a delta makes
 		if l := q.layers[n]; l.delta == nil {
 			f = q.start(ctx, l)

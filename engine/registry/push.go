@@ -294,7 +294,7 @@ func (p *pushing) layers(ctx context.Context) error {
 	}
 	results := make([]known, len(all))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallel)
+	g.SetLimit(p.s.c.o.Uploads)
 	for i, l := range all {
 		g.Go(func() (err error) {
 			results[i], err = p.layer(ctx, l)
@@ -333,7 +333,7 @@ func (p *pushing) outgoing() ([]*outgoing, error) {
 		l.say("Preparing")
 		all = append(all, l)
 	}
-	for i := parallel; i < len(all); i++ {
+	for i := p.s.c.o.Uploads; i < len(all); i++ {
 		all[i].say("Waiting")
 	}
 	return all, nil
@@ -409,7 +409,7 @@ func (p *pushing) upload(ctx context.Context, l *outgoing) (known, error) {
 		k.Repository = p.ref.Repository()
 		r, refused := errors.AsType[*refusal](err)
 		passes := errdef.Is(err, errdef.Unavailable) || refused && (r.passes() || r.status == http.StatusUnauthorized)
-		if !passes || ctx.Err() != nil || try == maxTries {
+		if !passes || ctx.Err() != nil || try == p.s.c.o.Tries {
 			return k, err
 		}
 		if err := p.s.c.pause(ctx, try, err); err != nil {

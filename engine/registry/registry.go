@@ -49,6 +49,20 @@ type Options struct {
 	// and Pause how long to wait before the first retry, which doubles with
 	// each. Zero takes a minute and a second.
 	Stall, Pause time.Duration
+
+	// Downloads and Uploads are how many layers of an image are on their way at
+	// once: 0, and more than that, is 3, for each takes memory.
+	Downloads, Uploads int
+	// Tries is how often a request is repeated; 0 is 5.
+	Tries int
+}
+
+// atMost is n within the bound; 0 is the bound.
+func atMost(bound, n int) int {
+	if n <= 0 || n > bound {
+		return bound
+	}
+	return n
 }
 
 // Credentials are what a user has for a registry; most are empty.
@@ -81,6 +95,10 @@ func New(s *store.Store, db *bbolt.DB, o Options) (*Client, error) {
 	}
 	if o.Pause == 0 {
 		o.Pause = time.Second
+	}
+	o.Downloads, o.Uploads = atMost(parallel, o.Downloads), atMost(parallel, o.Uploads)
+	if o.Tries <= 0 {
+		o.Tries = maxTries
 	}
 	c := &Client{store: s, blobs: blobMemory{db}, o: o, hosts: map[string]bool{}}
 	for _, text := range o.Mirrors {

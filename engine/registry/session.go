@@ -94,7 +94,7 @@ type request struct {
 
 const (
 	// maxTries is how often a request is repeated, and a blob's download taken
-	// up again without having moved.
+	// up again without having moved, unless Options say otherwise.
 	maxTries = 5
 	// maxPause is the longest wait before a repetition. A server that asks for
 	// more is not waited for: the caller tries again some other day.
@@ -115,7 +115,7 @@ func (s *session) do(ctx context.Context, r request) (*http.Response, error) {
 		}
 		why := refused(resp)
 		resp.Body.Close()
-		if !why.passes() || try == maxTries || r.stream != nil {
+		if !why.passes() || try == s.c.o.Tries || r.stream != nil {
 			return nil, why
 		}
 		if err := s.c.pause(ctx, try, why); err != nil {

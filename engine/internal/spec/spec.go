@@ -225,10 +225,7 @@ type Security struct {
 func ParseSecurity(h *container.HostConfig) (Security, error) {
 	var s Security
 	for _, opt := range h.SecurityOpt {
-		key, value, ok := strings.Cut(opt, "=")
-		if !ok {
-			key, value, ok = strings.Cut(opt, ":") // the old form
-		}
+		key, value, ok := cutSecurity(opt)
 		switch {
 		case key == "no-new-privileges":
 			s.NoNewPrivileges = !ok || value == "true"
@@ -250,6 +247,19 @@ func ParseSecurity(h *container.HostConfig) (Security, error) {
 		s.Seccomp = "unconfined"
 	}
 	return s, nil
+}
+
+// SecurityKey is what an element of SecurityOpt is about, as "seccomp".
+func SecurityKey(opt string) string {
+	key, _, _ := cutSecurity(opt)
+	return key
+}
+
+func cutSecurity(opt string) (key, value string, ok bool) {
+	if key, value, ok = strings.Cut(opt, "="); !ok {
+		key, value, ok = strings.Cut(opt, ":") // the old form
+	}
+	return key, value, ok
 }
 
 var hasAppArmor = sync.OnceValue(func() bool {
