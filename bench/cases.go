@@ -56,6 +56,44 @@ func (e *engine) memory(ctx context.Context, res *result) error {
 	return e.removeAll(ctx)
 }
 
+// checked is how long health checks are looked at.
+const checked = 20 * time.Second
+
+// health looks at what checking a container's health every second costs, the
+// check with it, and what the same container costs without. podman leaves checks
+// to systemd.
+func (e *engine) health(ctx context.Context, res *result) error {
+	if e.api == nil {
+		return nil
+	}
+	spent := func(flags ...string) (float64, error) {
+		args := append(e.runWith(append([]string{"-d", "--name", "checked"}, flags...)...), image, "sleep", "100000")
+		if _, err := e.command(ctx, args...); err != nil {
+			return 0, err
+		}
+		if err := e.place.settle(); err != nil {
+			return 0, err
+		}
+		before, err := e.place.used("")
+		if err != nil {
+			return 0, err
+		}
+		time.Sleep(checked)
+		after, err := e.place.used("")
+		if err != nil {
+			return 0, err
+		}
+		return 100 * float64(after-before) / float64(checked), e.removeAll(ctx)
+	}
+	without, err := spent()
+	if err != nil {
+		return err
+	}
+	with, err := spent("--health-cmd", "/bin/echo ok", "--health-interval", "1s")
+	res.Health[e.name] = with - without
+	return err
+}
+
 // populate makes the containers that are there during the rounds.
 func (e *engine) populate(ctx context.Context) error {
 	if _, err := e.command(ctx, e.runIdle(standing)...); err != nil {

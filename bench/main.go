@@ -191,6 +191,9 @@ func (r *runner) measureAll(ctx context.Context, res *result) error {
 		if err := e.memory(ctx, res); err != nil {
 			return fmt.Errorf("%s: memory: %w", e.name, err)
 		}
+		if err := e.health(ctx, res); err != nil {
+			return fmt.Errorf("%s: health checks: %w", e.name, err)
+		}
 		if err := e.populate(ctx); err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}

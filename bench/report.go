@@ -39,7 +39,8 @@ type result struct {
 	Versions map[string]string              `json:"versions"`
 	Samples  map[string]map[string][]sample `json:"samples"` // by case and engine
 	Memory   map[string][]memory            `json:"memory"`
-	Sizes    map[string]map[string]int64    `json:"sizes"` // of programs in bytes
+	Sizes    map[string]map[string]int64    `json:"sizes"`  // of programs in bytes
+	Health   map[string]float64             `json:"health"` // per cent of a processor, of a check every second
 }
 
 func newResult(r *runner) *result {
@@ -48,7 +49,7 @@ func newResult(r *runner) *result {
 	res := &result{
 		When: time.Now().UTC(), Rounds: r.rounds, Batch: r.batch, CLI: versionOf(r.cli),
 		Machine:  fmt.Sprintf("%s, %d processors, Linux %s", runtime.GOARCH, runtime.NumCPU(), unix.ByteSliceToString(u.Release[:])),
-		Versions: map[string]string{}, Samples: map[string]map[string][]sample{}, Memory: map[string][]memory{}, Sizes: map[string]map[string]int64{},
+		Versions: map[string]string{}, Samples: map[string]map[string][]sample{}, Memory: map[string][]memory{}, Sizes: map[string]map[string]int64{}, Health: map[string]float64{},
 	}
 	for _, e := range r.engines {
 		res.Engines = append(res.Engines, e.name)
@@ -160,6 +161,9 @@ func (r *result) print(w io.Writer) error {
 			return float64(r.Memory[e][i].KB) / 1024, true
 		})
 	}
+	head[0] = "health check every second, per cent of a processor"
+	table(&b, append(head, r.Engines...))
+	r.row(&b, "the check with it", "processor", func(e string) (float64, bool) { v, ok := r.Health[e]; return v, ok })
 	head[0] = "programs, MB"
 	table(&b, append(head, r.Engines...))
 	r.row(&b, "size on disk", "all", func(e string) (float64, bool) {
