@@ -289,6 +289,12 @@ func (e *Engine) checkHostConfig(h *container.HostConfig) error {
 	if err := checkUserNamespace(h, e.mapping(h)); err != nil {
 		return err
 	}
+	if h.CgroupnsMode.IsEmpty() {
+		h.CgroupnsMode = container.CgroupnsModeHost
+		if cgroupV2() {
+			h.CgroupnsMode = container.CgroupnsModePrivate
+		}
+	}
 	if h.IpcMode.IsEmpty() {
 		h.IpcMode = container.IPCModePrivate
 	}

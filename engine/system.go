@@ -40,7 +40,8 @@ func (e *Engine) Info() (system.Info, error) {
 		DockerRootDir: e.cfg.DataRoot, Name: host, Labels: append([]string{}, set.Labels...), ServerVersion: e.cfg.Version,
 		Runtimes: e.runtimesInfo(), DefaultRuntime: e.cfg.DefaultRuntime, InitBinary: path.Base(initPath),
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
-		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, Log: logDrivers},
+		FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
+		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, Log: logDrivers},
 	}
 	if cgroupV2() {
 		info.CgroupVersion = "2"

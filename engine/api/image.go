@@ -26,7 +26,10 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, withVirtualSizes(list))
+	if versionOf(r) < 44 {
+		return writeJSON(w, http.StatusOK, withVirtualSizes(list))
+	}
+	return writeJSON(w, http.StatusOK, list)
 }
 
 // imageGet tells GET /images/{name}/{json,history,get} apart.
@@ -41,7 +44,10 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, http.StatusOK, withVirtualSize(i))
+		if versionOf(r) < 44 {
+			return writeJSON(w, http.StatusOK, withVirtualSize(i))
+		}
+		return writeJSON(w, http.StatusOK, i)
 	}
 	if name, ok := strings.CutSuffix(path, "/history"); ok {
 		h, err := s.engine.ImageHistory(name, p)

@@ -46,6 +46,7 @@ func (s *Server) routes() {
 	s.handle("GET /images/json", s.imageList)
 	s.handle("GET /images/get", s.imageSave)
 	s.handle("GET /images/search", refused("search is not supported: minke talks to registries, not to an index"))
+	s.handle("GET /images/{name}/attestations", refused("attestations are not kept with images"))
 	s.handle("POST /images/create", s.imageCreate)
 	s.handle("POST /images/load", s.imageLoad)
 	s.handle("POST /images/prune", s.imagePrune)
@@ -84,6 +85,8 @@ func (s *Server) routes() {
 		s.handle("/"+path, noSwarm)
 		s.handle("/"+path+"/", noSwarm)
 	}
+	s.handle("PUT /volumes/{name}", noSwarm) // cluster volumes alone are changed
 	s.handle("GET /plugins", s.plugins)
+	s.handle("/plugins/", refused("plugins are not supported: volume, network and log drivers are part of minke"))
 	s.handle("/", notFound)
 }
