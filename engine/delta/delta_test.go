@@ -174,6 +174,9 @@ func apply(data []byte, base Records, s shelf) ([]byte, error) {
 	}
 	var out bytes.Buffer
 	err = d.WriteTar(context.Background(), &out, section(d.Skeleton), base, s.read)
+	if got := oci.DiffID(oci.FromBytes(out.Bytes())); err == nil && got != d.Target {
+		err = errdef.Invalid.Errorf("made %s in place of %s", got, d.Target)
+	}
 	return out.Bytes(), err
 }
 

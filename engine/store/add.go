@@ -29,6 +29,12 @@ func (s *Store) AddLayer(ctx context.Context, parent oci.ChainID, r io.Reader) (
 		return Layer{}, err
 	}
 	defer release()
+	return s.addLayer(ctx, parent, r, nil)
+}
+
+// addLayer is AddLayer under a lease of parent. With prior it adds a layer that is
+// known beforehand, and no other.
+func (s *Store) addLayer(ctx context.Context, parent oci.ChainID, r io.Reader, prior *foreknown) (Layer, error) {
 	if parent != "" {
 		if _, err := s.Layer(parent); err != nil {
 			return Layer{}, fmt.Errorf("add layer: parent: %w", err)
@@ -39,6 +45,7 @@ func (s *Store) AddLayer(ctx context.Context, parent oci.ChainID, r io.Reader) (
 		return Layer{}, fmt.Errorf("add layer: %w", err)
 	}
 	defer a.close()
+	a.prior = prior
 	if err := a.unpack(ctx, r); err != nil {
 		return Layer{}, fmt.Errorf("add layer: %w", err)
 	}
@@ -64,6 +71,7 @@ type adding struct {
 	count  int       // of entries
 	fresh  int64     // bytes written since room was last asked for
 	big    []content // to be recorded in the bucket sizes
+	prior  *foreknown
 	buf    []byte
 
 	// objects that the layer needs, all pinned; true for those that are new
@@ -234,9 +242,12 @@ func (a *adding) file(ctx context.Context, h *tar.Header, r io.Reader) error {
 func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
 	c.object = c.digest.name()
 	path, isNew, err := a.find(c.object, c.digest)
-	if err != nil || !isNew {
+	switch {
+	case err != nil || !isNew:
 		in.discard()
-	} else {
+	case in.there:
+		err = errdef.NotFound.Errorf("content %s has gone from the store", c.digest.digest())
+	default:
 		err = a.become(in, path, c.digest)
 	}
 	if err != nil {
@@ -265,6 +276,9 @@ func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
 func (a *adding) commit() (Layer, error) {
 	l := Layer{DiffID: oci.DiffID(a.diff.finish()), Parent: a.parent, Size: a.size, TarSize: a.in.total}
 	a.diff = nil
+	if a.prior != nil && l.DiffID != a.prior.target {
+		return Layer{}, errdef.Invalid.Errorf("the delta makes a layer with the digest %s in place of %s", l.DiffID, a.prior.target)
+	}
 	l.ChainID = oci.Chain(l.Parent, l.DiffID)
 	if a.s.known(l.ChainID) {
 		return l, nil

@@ -32,8 +32,9 @@ const (
 // An ingested is content that has been read but has no name yet: small in
 // memory, or big in a staged file.
 type ingested struct {
-	data []byte   // valid until the next one is ingested
-	file *os.File // nil if small
+	data  []byte   // valid until the next one is ingested
+	file  *os.File // nil if small
+	there bool     // it has its name already
 }
 
 // ingest reads one entry's content.
@@ -42,9 +43,14 @@ func (a *adding) ingest(ctx context.Context, h *tar.Header, r io.Reader) (conten
 	a.in.content = !c.sparse
 	defer func() { a.in.content = false }()
 
+	at := a.in.total
 	n, err := io.ReadFull(r, a.buf[:min(h.Size, chunk)])
 	if err != nil && !errors.Is(err, io.EOF) {
 		return c, ingested{}, notATar(err)
+	}
+	if d, ok := a.prior.content(at, h.Size); ok && !c.sparse {
+		c.digest = d
+		return c, ingested{there: true}, a.pass(ctx, r, h.Size-int64(n))
 	}
 	if int64(n) == h.Size {
 		c.digest = sha256.Sum256(a.buf[:n])
@@ -52,6 +58,21 @@ func (a *adding) ingest(ctx context.Context, h *tar.Header, r io.Reader) (conten
 	}
 	in, err := a.ingestBig(ctx, &c, r)
 	return c, in, err
+}
+
+// pass reads n bytes for the digest of the tar alone.
+func (a *adding) pass(ctx context.Context, r io.Reader, n int64) error {
+	for n > 0 {
+		p := a.buf[:min(n, chunk)]
+		if _, err := io.ReadFull(r, p); err != nil {
+			return noEOF(err)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n -= int64(len(p))
+	}
+	return nil
 }
 
 // ingestBig goes on where a.buf is full.

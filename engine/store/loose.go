@@ -258,6 +258,12 @@ func (f *looseFile) Close() error {
 	return os.Rename(f.Name(), f.l.dir+"/"+name)
 }
 
+func (l *Loose) flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flushLocked()
+}
+
 // flushLocked makes what is complete outlive a crash.
 func (l *Loose) flushLocked() error {
 	fresh := map[string]bool{}
@@ -323,9 +329,39 @@ func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
 	})
 }
 
+// A foreknown is a layer whose digest and contents are known before its tar is
+// read: the contents are in the store, by their digests, so that only the tar's
+// has to be made again. Who writes the tar says which content is next before its
+// first byte is written, and who has read a byte knows of it.
+type foreknown struct {
+	target oci.DiffID
+
+	mu   sync.Mutex
+	at   int64 // in the tar, where the last of them began
+	size int64
+	is   sum
+}
+
+func (f *foreknown) tell(at, size int64, is sum) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at, f.size, f.is = at, size, is
+}
+
+// content is the digest of what began at a place of the tar, if it was told of.
+func (f *foreknown) content(at, size int64) (sum, bool) {
+	if f == nil {
+		return sum{}, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.is, size > 0 && f.at == at && f.size == size
+}
+
 // AddDelta adds the layer that a delta makes, on top of parent. skeleton is
 // that section of the delta; all its contents are loose or in layers. The layer
-// is read back against its digest as it is added.
+// is read back against its digest as it is added; another is refused with
+// errdef.Invalid.
 func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta, skeleton io.Reader, l *Loose) (Layer, error) {
 	var base delta.Records
 	if d.Base != "" {
@@ -340,7 +376,27 @@ func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta
 		defer release()
 		base = s.Records(from.ChainID)
 	}
-	return s.AddPacked(ctx, parent, func(w io.Writer) error {
-		return d.WriteTar(ctx, w, skeleton, base, func(c delta.Content) (io.ReadCloser, error) { return l.Open(c) })
+	if err := l.flush(); err != nil {
+		return Layer{}, err
+	}
+	release, err := s.Lease(parent)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer release()
+	prior := &foreknown{target: d.Target}
+	add := func(r io.Reader) (Layer, error) { return s.addLayer(ctx, parent, r, prior) }
+	return s.addPiped(add, func(w io.Writer) error {
+		out := &counter{w: w}
+		return d.WriteTar(ctx, out, skeleton, base, func(c delta.Content) (io.ReadCloser, error) {
+			f, err := l.Open(c)
+			if err != nil {
+				return nil, err
+			}
+			if is, err := parseSum(c.Digest); err == nil && !s.links { // hard links have objects of other names
+				prior.tell(out.n, c.Size, is)
+			}
+			return f, nil
+		})
 	})
 }

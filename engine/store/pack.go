@@ -41,13 +41,18 @@ func (s *Store) Commit(ctx context.Context, parent oci.ChainID, upper string, m 
 // AddPacked adds the layer that pack writes as a tar. Pack is done when it
 // returns.
 func (s *Store) AddPacked(ctx context.Context, parent oci.ChainID, pack func(io.Writer) error) (Layer, error) {
+	return s.addPiped(func(r io.Reader) (Layer, error) { return s.AddLayer(ctx, parent, r) }, pack)
+}
+
+// addPiped has add read what pack writes.
+func (s *Store) addPiped(add func(io.Reader) (Layer, error), pack func(io.Writer) error) (Layer, error) {
 	r, w := io.Pipe()
 	packed := make(chan struct{})
 	go func() {
 		defer close(packed)
 		w.CloseWithError(pack(w))
 	}()
-	l, err := s.AddLayer(ctx, parent, r)
+	l, err := add(r)
 	r.CloseWithError(errors.Join(err, context.Canceled)) // lets pack end if AddLayer did not read all
 	<-packed
 	return l, err
