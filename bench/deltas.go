@@ -21,6 +21,7 @@ type deltaSample struct {
 	Make, Apply         float64 // seconds of processor
 	MakeTime, ApplyTime float64 // seconds
 	MakeMemory          float64 // MB, the most that the process was resident with
+	ApplyMemory         float64 // MB, the same, and of a daemon only what it took more than before
 }
 
 // bsdiffLimit is the largest layer that bsdiff is given, in bytes: it needs 17
@@ -60,9 +61,11 @@ func (r *runner) runDeltas(ctx context.Context, out string) (err error) {
 	all := map[string]map[string]deltaSample{}
 	for _, p := range made {
 		all[p.Name] = map[string]deltaSample{}
-		if all[p.Name]["minke"], err = e.delta(ctx, r.dir, p); err != nil {
+		ours, plain, err := e.delta(ctx, r.dir, p)
+		if err != nil {
 			return fmt.Errorf("%s: minke: %w", p.Name, err)
 		}
+		all[p.Name]["minke"], all[p.Name][plainLoad] = ours, plain
 		for _, tool := range deltaTools {
 			s, ok, err := toolDelta(ctx, r, p, tool.make, tool.apply, tool.limit)
 			if err != nil {
@@ -80,11 +83,16 @@ func (r *runner) runDeltas(ctx context.Context, out string) (err error) {
 	return printDeltas(os.Stdout, made, all)
 }
 
-// delta makes one with minke, and loads it where only the old image is.
-func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s deltaSample, err error) {
+// plainLoad is minke, too, with the whole image in an archive that is not
+// compressed.
+const plainLoad = "minke, whole image"
+
+// delta makes one with minke, and loads it where only the old image is, by a daemon
+// that has just started; then the whole image likewise.
+func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s, plain deltaSample, err error) {
 	for _, archive := range []string{p.Old, p.New} {
 		if _, err := e.command(ctx, "load", "-i", archive); err != nil {
-			return s, err
+			return s, plain, err
 		}
 	}
 	file := filepath.Join(dir, "minke.delta")
@@ -99,31 +107,50 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s deltaSa
 			return err
 		}
 		began := time.Now()
+		idle := highWater(pid)
 		if _, err := e.execute(ctx, cli, args); err != nil {
 			return err
 		}
 		*wall, *memory = time.Since(began).Seconds(), highWater(pid)
+		if memory != &s.MakeMemory {
+			*memory -= idle
+		}
 		after, err := e.place.used("")
 		*cpu = (after - before).Seconds()
 		return err
 	}
 	if err := timed(&s.Make, &s.MakeTime, &s.MakeMemory, e.own, "delta", "create", "-o", file, p.OldTag, p.NewTag); err != nil {
-		return s, err
+		return s, plain, err
 	}
 	fi, err := os.Stat(file)
 	if err != nil {
-		return s, err
+		return s, plain, err
 	}
 	s.Size = mb(fi.Size())
-	if _, err := e.command(ctx, "rmi", p.NewTag); err != nil {
-		return s, err
+	if fi, err = os.Stat(p.New); err != nil {
+		return s, plain, err
 	}
-	// What making took is not all given back yet, so this tells no memory.
-	if err := timed(&s.Apply, &s.ApplyTime, new(float64), e.cli, "load", "-i", file); err != nil {
-		return s, err
+	plain.Size = mb(fi.Size())
+	apply := func(to *deltaSample, file string) error {
+		if _, err := e.command(ctx, "rmi", p.NewTag); err != nil {
+			return err
+		}
+		// ext4 goes around the inodes of files removed within five seconds, which
+		// no device has to do that takes an update.
+		time.Sleep(6 * time.Second)
+		if err := e.restart(ctx); err != nil {
+			return err
+		}
+		return timed(&to.Apply, &to.ApplyTime, &to.ApplyMemory, e.cli, "load", "-i", file)
+	}
+	if err := apply(&s, file); err != nil {
+		return s, plain, err
+	}
+	if err := apply(&plain, p.New); err != nil {
+		return s, plain, err
 	}
 	_, err = e.command(ctx, "rmi", p.NewTag, p.OldTag)
-	return s, err
+	return s, plain, err
 }
 
 // toolDelta makes a delta of the layer that changed, applies it, and checks the
@@ -158,7 +185,7 @@ func toolDelta(ctx context.Context, r *runner, p pairs.Pair, make, apply []strin
 	if err := run(make, &s.Make, &s.MakeTime, &s.MakeMemory); err != nil {
 		return s, false, err
 	}
-	if err := run(apply, &s.Apply, &s.ApplyTime, new(float64)); err != nil {
+	if err := run(apply, &s.Apply, &s.ApplyTime, &s.ApplyMemory); err != nil {
 		return s, false, err
 	}
 	if err := exec.CommandContext(ctx, "cmp", names["NEW"], names["OUT"]).Run(); err != nil {
@@ -173,8 +200,8 @@ func toolDelta(ctx context.Context, r *runner, p pairs.Pair, make, apply []strin
 
 func printDeltas(w io.Writer, made []pairs.Pair, all map[string]map[string]deltaSample) error {
 	var b bytes.Buffer
-	names := []string{"minke"}
-	head := []string{"pair", "figure"}
+	names := []string{"minke", plainLoad}
+	head := []string{"pair", "figure", "of " + plainLoad + "'s"}
 	for _, t := range deltaTools {
 		head, names = append(head, "of "+t.name+"'s"), append(names, t.name)
 	}
@@ -189,6 +216,7 @@ func printDeltas(w io.Writer, made []pairs.Pair, all map[string]map[string]delta
 		{"make: memory, MB", func(s deltaSample) float64 { return s.MakeMemory }},
 		{"apply: processor, s", func(s deltaSample) float64 { return s.Apply }},
 		{"apply: time, s", func(s deltaSample) float64 { return s.ApplyTime }},
+		{"apply: memory, MB", func(s deltaSample) float64 { return s.ApplyMemory }},
 	} {
 		table(&b, append(head[:len(head):len(head)], names...))
 		for _, p := range made {

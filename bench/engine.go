@@ -119,7 +119,7 @@ func versionOf(program string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// open starts the daemon, if there is one, and waits until it answers.
+// open makes the engine's place and starts the daemon, if there is one.
 func (e *engine) open(ctx context.Context, group string) (err error) {
 	if e.place, err = newPlace(group); err != nil {
 		return err
@@ -132,7 +132,19 @@ func (e *engine) open(ctx context.Context, group string) (err error) {
 	if e.daemon == nil {
 		return nil
 	}
-	log, err := os.Create(e.logPath())
+	return e.launch(ctx)
+}
+
+// restart ends the daemon and starts it anew.
+func (e *engine) restart(ctx context.Context) error {
+	e.process.Process.Signal(syscall.SIGTERM)
+	e.process.Wait()
+	return e.launch(ctx)
+}
+
+// launch starts the daemon and waits until it answers.
+func (e *engine) launch(ctx context.Context) error {
+	log, err := os.OpenFile(e.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
