@@ -44,7 +44,7 @@ func (s *Supervisor) job(ctx context.Context, app model.AppID, f func(context.Co
 // RestartApp removes an application's containers and makes them again.
 func (s *Supervisor) RestartApp(ctx context.Context, id model.AppID, force bool) error {
 	return s.job(ctx, id, func(ctx context.Context) error {
-		return s.cycle(ctx, id, force, func(a model.AppSpec) []model.AppSpec {
+		return s.cycle(ctx, id, force, "a restart was asked for", func(a model.AppSpec) []model.AppSpec {
 			a.Services = nil
 			return []model.AppSpec{a}
 		})
@@ -55,7 +55,7 @@ func (s *Supervisor) RestartApp(ctx context.Context, id model.AppID, force bool)
 func (s *Supervisor) PurgeApp(ctx context.Context, id model.AppID, force bool) error {
 	return s.job(ctx, id, func(ctx context.Context) error {
 		s.hub.System(fmt.Sprintf("Purging data for app %d", id))
-		err := s.cycle(ctx, id, force, func(model.AppSpec) []model.AppSpec { return nil })
+		err := s.cycle(ctx, id, force, "a purge was asked for", func(model.AppSpec) []model.AppSpec { return nil })
 		if err != nil {
 			s.hub.System(fmt.Sprintf("Error purging data for app %d: %v", id, err))
 			return err
@@ -65,8 +65,9 @@ func (s *Supervisor) PurgeApp(ctx context.Context, id model.AppID, force bool) e
 	})
 }
 
-// cycle converges to a reduced application, then to the wanted one.
-func (s *Supervisor) cycle(ctx context.Context, id model.AppID, force bool, reduce func(model.AppSpec) []model.AppSpec) error {
+// cycle converges to a reduced application, then to the wanted one. why is what
+// its services stopped for.
+func (s *Supervisor) cycle(ctx context.Context, id model.AppID, force bool, why string, reduce func(model.AppSpec) []model.AppSpec) error {
 	want, _ := s.wanted()
 	i := slices.IndexFunc(want.Apps, func(a model.AppSpec) bool { return a.ID == id })
 	if i < 0 {
@@ -76,6 +77,9 @@ func (s *Supervisor) cycle(ctx context.Context, id model.AppID, force bool, redu
 	less.Apps = slices.Concat(want.Apps[:i], reduce(want.Apps[i]), want.Apps[i+1:])
 	if err := s.converge(ctx, less, force, id); err != nil {
 		return err
+	}
+	for _, svc := range want.Apps[i].Services {
+		s.because(id, svc.Service, why)
 	}
 	return s.converge(ctx, want, force, id)
 }
@@ -160,7 +164,7 @@ func (s *Supervisor) StopService(ctx context.Context, c plan.Container, force bo
 		if err := s.store.SetStopped(true, serviceKey(c.App, c.Service)); err != nil {
 			return err
 		}
-		st := plan.Step{Kind: plan.Stop, App: c.App, Service: c.Service, Container: c.ID, Name: c.Name}
+		st := plan.Step{Kind: plan.Stop, App: c.App, Service: c.Service, Container: c.ID, Name: c.Name, Why: "a stop was asked for"}
 		return s.single(ctx, st)
 	})
 }
@@ -193,7 +197,7 @@ func (s *Supervisor) RestartService(ctx context.Context, c plan.Container, force
 		if err := s.store.SetStopped(false, serviceKey(c.App, c.Service)); err != nil {
 			return err
 		}
-		st := plan.Step{Kind: plan.Kill, App: c.App, Service: c.Service, Container: c.ID, Name: c.Name}
+		st := plan.Step{Kind: plan.Kill, App: c.App, Service: c.Service, Container: c.ID, Name: c.Name, Why: "a restart was asked for"}
 		if err := s.single(ctx, st); err != nil {
 			return err
 		}
@@ -206,6 +210,7 @@ func (s *Supervisor) RestartService(ctx context.Context, c plan.Container, force
 func (s *Supervisor) single(ctx context.Context, st plan.Step) error {
 	want, force := s.wanted()
 	before, after := messages(st, roundOf(want, force))
+	s.log.Info(st.String())
 	s.hub.System(before)
 	s.setDoing(st, true)
 	defer s.setDoing(st, false)

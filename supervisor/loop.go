@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/api"
 	"github.com/minke-os/minke/supervisor/apply"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/observe"
@@ -373,8 +374,18 @@ func (s *Supervisor) releaseLock(id model.AppID) error {
 	return s.locks.Release(id)
 }
 
+// because remembers why a service was stopped or replaced last.
+func (s *Supervisor) because(app model.AppID, service, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reasons[serviceKey(app, service)] = api.Reason{Why: why, At: time.Now()}
+}
+
 // setDoing keeps what the status shows while a step runs.
 func (s *Supervisor) setDoing(st plan.Step, on bool) {
+	if on && st.Why != "" && slices.Contains([]plan.Kind{plan.Kill, plan.Stop, plan.StepAside}, st.Kind) {
+		s.because(st.App, st.Service, st.Why)
+	}
 	words := map[plan.Kind]string{
 		plan.Kill: "Stopping", plan.Stop: "Stopping", plan.Create: "Installing", plan.Start: "Starting",
 	}

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -132,6 +133,7 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 			}
 		}
 	}
+	st.Reasons = maps.Clone(s.reasons)
 	for _, app := range want.Apps {
 		st.Commits = append(st.Commits, api.Commit{App: app.ID, Commit: s.commits[app.ID]})
 	}

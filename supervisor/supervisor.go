@@ -106,6 +106,7 @@ type Supervisor struct {
 	doing    map[string]string      // app/service -> Installing, Starting, Stopping
 	fetching map[string]*download   // by image reference
 	failures map[string]failure     // by step
+	reasons  map[string]api.Reason  // app/service -> why it was stopped or replaced last
 	locked   map[model.AppID]bool   // update locks that we hold
 	handed   map[string]bool        // old containers that may go
 	commits  map[model.AppID]string // last release that settled
@@ -131,10 +132,10 @@ func New(cfg Config) *Supervisor {
 		gateway:  gateway{ready: make(chan struct{}, 1)},
 		doing:    map[string]string{},
 		fetching: map[string]*download{},
-		failures: map[string]failure{},
-		locked:   map[model.AppID]bool{},
-		handed:   map[string]bool{},
-		commits:  map[model.AppID]string{},
+		failures: map[string]failure{}, reasons: map[string]api.Reason{},
+		locked:  map[model.AppID]bool{},
+		handed:  map[string]bool{},
+		commits: map[model.AppID]string{},
 	}
 }
 

@@ -116,6 +116,24 @@ func (d *device) is(method, path, body string, status int, want string) {
 	}
 }
 
+// reason is why a service was stopped or replaced last.
+func (d *device) reason(service string) string {
+	d.t.Helper()
+	_, body := d.call("GET", "/v2/applications/state", "")
+	var apps map[string]struct {
+		Services map[string]struct{ Reason, ReasonAt string }
+	}
+	if err := json.Unmarshal([]byte(body), &apps); err != nil {
+		d.t.Fatalf("state %s: %v", body, err)
+	}
+	for _, app := range apps {
+		if s, ok := app.Services[service]; ok {
+			return s.Reason
+		}
+	}
+	return ""
+}
+
 type status struct {
 	AppState   string
 	Release    string
@@ -216,6 +234,9 @@ func testDevice(t *testing.T, engine supervisor.Engine) {
 		if got["web"] == first["web"] || got["db"] != first["db"] {
 			t.Errorf("containers = %v, want only web to differ from %v", got, first)
 		}
+		if why := d.reason("web"); why != "Env changed" {
+			t.Errorf("reason of web is %q", why)
+		}
 		first = got
 	})
 	t.Run("a-stopped-service-stays-stopped", func(t *testing.T) {
@@ -237,6 +258,9 @@ func testDevice(t *testing.T, engine supervisor.Engine) {
 		got := d.settled()
 		if got["web"] == first["web"] || got["db"] != first["db"] {
 			t.Errorf("containers = %v, want only web to differ from %v", got, first)
+		}
+		if why := d.reason("web"); why != "a restart was asked for" {
+			t.Errorf("reason of web is %q", why)
 		}
 		first = got
 	})

@@ -94,6 +94,13 @@ type Status struct {
 	Missing    []Missing
 	Images     []Image
 	Commits    []Commit
+	Reasons    map[string]Reason // by plan.ServiceKey
+}
+
+// A Reason is why a service was stopped or replaced last.
+type Reason struct {
+	Why string
+	At  time.Time
 }
 
 // A Container is one container and its place in a release.

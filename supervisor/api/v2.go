@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/minke-os/minke/supervisor/model"
+	"github.com/minke-os/minke/supervisor/plan"
 )
 
 const success = "success"
@@ -115,6 +116,10 @@ type serviceState struct {
 	Image            string `json:"image"`
 	DownloadProgress *int   `json:"downloadProgress"`
 	ReleaseID        int    `json:"releaseId"`
+
+	// Ours: why it was stopped or replaced last, since the supervisor began.
+	Reason   string `json:"reason,omitempty"`
+	ReasonAt string `json:"reasonAt,omitempty"`
 }
 
 type appStateAnswer struct {
@@ -140,7 +145,11 @@ func (s *server) appsState(w http.ResponseWriter, r *request) error {
 		var states []string
 		for _, svc := range app.Services {
 			x := st.Service(app, svc)
-			a.Services[svc.Name] = serviceState{x.Status, svc.Image, x.Progress, x.Release}
+			one := serviceState{Status: x.Status, Image: svc.Image, DownloadProgress: x.Progress, ReleaseID: x.Release}
+			if why, ok := st.Reasons[plan.ServiceKey(app.ID, svc.Name)]; ok {
+				one.Reason, one.ReasonAt = why.Why, isoTime(why.At)
+			}
+			a.Services[svc.Name] = one
 			states = append(states, x.Status)
 		}
 		a.UpdateStatus = st.UpdateStatus(states)
