@@ -296,6 +296,36 @@ func TestADeviceRegistersRunsItsFleetsReleaseAndReports(t *testing.T) {
 	d.stop()
 }
 
+func TestGuessingKeysIsSlowAndHoldsNobodyElseUp(t *testing.T) {
+	t.Parallel()
+	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1"`, ""), supervisor.Config{})
+	const guesses = 40
+	codes := make(chan int, guesses)
+	for i := range guesses {
+		go func() {
+			resp, err := http.Get(m.base + fmt.Sprintf("/v2/version?apikey=guess%d", i))
+			if err != nil {
+				t.Error(err)
+				codes <- 0
+				return
+			}
+			resp.Body.Close()
+			codes <- resp.StatusCode
+		}()
+	}
+	seen := map[int]int{}
+	for n := range guesses {
+		if n == guesses/2 { // the others wait
+			m.is("GET", "/v2/version?apikey="+m.global, "", 200, `{"status":"success","version":"19.0.5"}`)
+		}
+		seen[<-codes]++
+	}
+	if seen[401] == 0 || seen[429] == 0 || seen[401]+seen[429] != guesses {
+		t.Errorf("%d guesses at once were answered %v, want some of them turned away at once", guesses, seen)
+	}
+	m.is("GET", "/v2/version", "", 401, "Unauthorized")
+}
+
 func TestKeysAreMadeAnewAndReachOnlyTheirApplication(t *testing.T) {
 	t.Parallel() // reports are ten seconds apart
 	const api = `"io.balena.features.supervisor-api":"1"`

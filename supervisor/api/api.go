@@ -140,9 +140,17 @@ const maxBody = 10 << 20
 
 // A server answers requests.
 type server struct {
-	b   Backend
-	log *slog.Logger
+	b     Backend
+	log   *slog.Logger
+	wrong chan struct{} // one for each wrong key that waits for its answer
 }
+
+// Who guesses keys gets an answer each wrongPause, at most wrongKeys at once. A
+// right key never waits.
+const (
+	wrongPause = 250 * time.Millisecond
+	wrongKeys  = 8
+)
 
 // A request is one with its body and what its key allows.
 type request struct {
@@ -158,7 +166,7 @@ type handler func(http.ResponseWriter, *request) error
 
 // New makes the handler of the API.
 func New(b Backend, log *slog.Logger) http.Handler {
-	s := &server{b, log}
+	s := &server{b, log, make(chan struct{}, wrongKeys)}
 	mux := http.NewServeMux()
 	for pattern, h := range s.routes() {
 		mux.Handle(pattern, s.adapt(h))
@@ -219,16 +227,34 @@ type scopeKey struct{}
 // authorize lets through whoever has a key; probes need none.
 func (s *server) authorize(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		scope, ok := Scope{Global: true}, true
+		scope, ok, key := Scope{Global: true}, true, apiKey(r)
 		if !s.b.Open() && r.URL.Path != "/ping" && r.URL.Path != "/v1/healthy" {
-			scope, ok = s.b.Scope(apiKey(r))
+			scope, ok = s.b.Scope(key)
 		}
 		if !ok {
-			text(w, http.StatusUnauthorized, "Unauthorized")
+			s.turnAway(w, r, key != "")
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), scopeKey{}, scope)))
 	})
+}
+
+func (s *server) turnAway(w http.ResponseWriter, r *http.Request, guessed bool) {
+	if guessed {
+		select {
+		case s.wrong <- struct{}{}:
+			defer func() { <-s.wrong }()
+		default:
+			w.Header().Set("Retry-After", "1")
+			text(w, http.StatusTooManyRequests, "Too many wrong keys")
+			return
+		}
+		select {
+		case <-time.After(wrongPause):
+		case <-r.Context().Done():
+		}
+	}
+	text(w, http.StatusUnauthorized, "Unauthorized")
 }
 
 var bearer = regexp.MustCompile(`(?i)^(?:bearer|apikey)\s+(\w+)$`)
