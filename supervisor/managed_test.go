@@ -296,6 +296,38 @@ func TestADeviceRegistersRunsItsFleetsReleaseAndReports(t *testing.T) {
 	d.stop()
 }
 
+// What a service with its own key gets of each endpoint: its own application, and
+// of the device what tells nothing of others.
+func TestWhatAServicesKeyReaches(t *testing.T) {
+	t.Parallel()
+	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1"`, ""), supervisor.Config{})
+	web := m.stored().Keys["1/web"]
+	for _, tt := range []struct {
+		request string
+		status  int
+	}{
+		{"GET /ping", 200}, {"GET /v1/healthy", 200}, {"GET /v1/device", 200}, {"POST /v1/update", 204}, {"POST /v1/blink", 200},
+		{"GET /v1/apps/2", 401}, {"POST /v1/apps/2/stop", 401}, {"POST /v1/apps/2/start", 401}, {"POST /v1/restart", 401}, {"POST /v1/purge", 401},
+		{"POST /v1/reboot", 401}, {"POST /v1/shutdown", 401}, {"GET /v1/device/host-config", 200}, {"PATCH /v1/device/host-config", 401},
+		{"GET /v2/version", 200}, {"GET /v2/device/name", 200}, {"GET /v2/device/tags", 200}, {"GET /v2/device/vpn", 200}, {"POST /v2/journal-logs", 401},
+		{"GET /v2/device/metrics", 200}, {"GET /metrics", 200}, {"GET /v2/state/status", 200}, {"GET /v2/applications/state", 200},
+		{"GET /v2/applications/1/state", 200}, {"GET /v2/applications/2/state", 409}, {"POST /v2/applications/2/restart-service", 401},
+		{"POST /v2/applications/2/stop-service", 401}, {"POST /v2/applications/2/start-service", 401}, {"POST /v2/applications/2/restart", 401},
+		{"POST /v2/applications/2/purge", 401}, {"GET /v2/containerId", 200}, {"GET /v2/cleanup-volumes", 401},
+		{"GET /v2/local/target-state", 401}, {"POST /v2/local/target-state", 401}, {"GET /v2/local/device-info", 200}, {"GET /v2/local/logs", 401},
+	} {
+		method, path, _ := strings.Cut(tt.request, " ")
+		if status, text := m.call(method, path+"?apikey="+web, `{"appId":2,"serviceName":"web"}`); status != tt.status {
+			t.Errorf("%s by another application's service: %d %s, want %d", tt.request, status, text, tt.status)
+		}
+	}
+	for _, body := range []string{"{", "[1]", `"x"`, "null garbage", strings.Repeat("x", 9<<20)} {
+		if status, text := m.call("POST", "/v1/restart?apikey="+m.global, body); status < 400 {
+			t.Errorf("a body of %d bytes that is no object: %d %s", len(body), status, text)
+		}
+	}
+}
+
 func TestGuessingKeysIsSlowAndHoldsNobodyElseUp(t *testing.T) {
 	t.Parallel()
 	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1"`, ""), supervisor.Config{})

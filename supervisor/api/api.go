@@ -196,7 +196,7 @@ func (s *server) routes() map[string]handler {
 		"GET /v2/device/tags":          s.tags,
 		"PATCH /v2/device/tags":        s.setTags,
 		"GET /v2/device/vpn":           s.vpn,
-		"POST /v2/journal-logs":        s.journalLogs,
+		"POST /v2/journal-logs":        s.forDevice(s.journalLogs),
 		"GET /v2/device/metrics":       s.deviceMetrics, // ours
 		"GET /metrics":                 s.metrics,       // ours
 
@@ -213,10 +213,10 @@ func (s *server) routes() map[string]handler {
 		"GET /v2/containerId":                         s.containerID,
 		"GET /v2/cleanup-volumes":                     s.cleanupVolumes,
 
-		"GET /v2/local/target-state":  s.localTarget,
-		"POST /v2/local/target-state": s.setLocalTarget,
+		"GET /v2/local/target-state":  s.forDevice(s.localTarget),
+		"POST /v2/local/target-state": s.forDevice(s.setLocalTarget),
 		"GET /v2/local/device-info":   s.deviceInfo,
-		"GET /v2/local/logs":          s.localLogs,
+		"GET /v2/local/logs":          s.forDevice(s.localLogs),
 
 		"/": s.unknown,
 	}

@@ -49,6 +49,16 @@ func (r *request) mayControl() error {
 	return jsonError(http.StatusUnauthorized, "Unauthorized: this service's key does not act on the device; give the service the label %s, or set the device variable SUPERVISOR_COMPATIBLE_SCOPES", model.ControlLabel)
 }
 
+// forDevice is a handler that shows or changes more than one application.
+func (s *server) forDevice(h handler) handler {
+	return func(w http.ResponseWriter, r *request) error {
+		if err := r.mayControl(); err != nil {
+			return err
+		}
+		return h(w, r)
+	}
+}
+
 type powerAnswer struct {
 	Data  string
 	Error any
