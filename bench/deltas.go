@@ -132,12 +132,12 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s, plain 
 	}
 	plain.Size = mb(fi.Size())
 	apply := func(to *deltaSample, file string) error {
-		if _, err := e.command(ctx, "rmi", p.NewTag); err != nil {
+		if err := e.afresh(ctx); err != nil {
 			return err
 		}
-		// ext4 goes around the inodes of files removed within five seconds, which
-		// no device has to do that takes an update.
-		time.Sleep(6 * time.Second)
+		if _, err := e.command(ctx, "load", "-i", p.Old); err != nil {
+			return err
+		}
 		if err := e.restart(ctx); err != nil {
 			return err
 		}
@@ -149,8 +149,7 @@ func (e *engine) delta(ctx context.Context, dir string, p pairs.Pair) (s, plain 
 	if err := apply(&plain, p.New); err != nil {
 		return s, plain, err
 	}
-	_, err = e.command(ctx, "rmi", p.NewTag, p.OldTag)
-	return s, plain, err
+	return s, plain, e.afresh(ctx)
 }
 
 // toolDelta makes a delta of the layer that changed, applies it, and checks the

@@ -199,6 +199,7 @@ type Contents func(Content) (io.ReadCloser, error)
 // names is for the caller to check, who has to hash them anyway.
 func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, base Records, contents Contents) error {
 	out := &limited{w: w, left: d.TarSize}
+	buf := make([]byte, copyBuffer)
 	return d.entries(skeleton, base, func(e *entry) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -209,7 +210,7 @@ func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, b
 		if e.content == nil {
 			return nil
 		}
-		if err := copyContent(out, *e.content, contents); err != nil {
+		if err := copyContent(out, *e.content, contents, buf); err != nil {
 			return err
 		}
 		if !e.padded {
@@ -220,13 +221,16 @@ func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, b
 	})
 }
 
-func copyContent(w io.Writer, c Content, contents Contents) error {
+// copyBuffer is how much of a content is read at a time.
+const copyBuffer = 128 << 10
+
+func copyContent(w io.Writer, c Content, contents Contents, buf []byte) error {
 	r, err := contents(c)
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyN(w, r, c.Size)
-	if errors.Is(err, io.EOF) {
+	n, err := io.CopyBuffer(w, io.LimitReader(r, c.Size), buf)
+	if err == nil && n < c.Size {
 		err = io.ErrUnexpectedEOF
 	}
 	return errors.Join(err, r.Close())

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -331,31 +332,42 @@ func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
 
 // A foreknown is a layer whose digest and contents are known before its tar is
 // read: the contents are in the store, by their digests, so that only the tar's
-// has to be made again. Who writes the tar says which content is next before its
-// first byte is written, and who has read a byte knows of it.
+// has to be made again. Who writes the tar tells of a content before its first
+// byte is written, and who has read that byte can ask for it.
 type foreknown struct {
 	target oci.DiffID
 
-	mu   sync.Mutex
-	at   int64 // in the tar, where the last of them began
-	size int64
-	is   sum
+	mu     sync.Mutex
+	queued []foretold // not yet read, in the order of the tar
 }
 
-func (f *foreknown) tell(at, size int64, is sum) {
+// A foretold is a content and where in the tar it begins.
+type foretold struct {
+	at, size int64
+	is       sum
+}
+
+func (f *foreknown) tell(c foretold) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.at, f.size, f.is = at, size, is
+	f.queued = append(f.queued, c)
 }
 
 // content is the digest of what began at a place of the tar, if it was told of.
+// Places only go up.
 func (f *foreknown) content(at, size int64) (sum, bool) {
 	if f == nil {
 		return sum{}, false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.is, size > 0 && f.at == at && f.size == size
+	for len(f.queued) > 0 && f.queued[0].at < at {
+		f.queued = f.queued[1:]
+	}
+	if size == 0 || len(f.queued) == 0 || f.queued[0].at != at || f.queued[0].size != size {
+		return sum{}, false
+	}
+	return f.queued[0].is, true
 }
 
 // AddDelta adds the layer that a delta makes, on top of parent. skeleton is
@@ -387,16 +399,18 @@ func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta
 	prior := &foreknown{target: d.Target}
 	add := func(r io.Reader) (Layer, error) { return s.addLayer(ctx, parent, r, prior) }
 	return s.addPiped(add, func(w io.Writer) error {
-		out := &counter{w: w}
-		return d.WriteTar(ctx, out, skeleton, base, func(c delta.Content) (io.ReadCloser, error) {
+		piped := bufio.NewWriterSize(w, chunk) // small files one by one would wake the reader thrice each
+		out := &counter{w: piped}
+		err := d.WriteTar(ctx, out, skeleton, base, func(c delta.Content) (io.ReadCloser, error) {
 			f, err := l.Open(c)
 			if err != nil {
 				return nil, err
 			}
 			if is, err := parseSum(c.Digest); err == nil && !s.links { // hard links have objects of other names
-				prior.tell(out.n, c.Size, is)
+				prior.tell(foretold{out.n, c.Size, is})
 			}
 			return f, nil
 		})
+		return errors.Join(err, piped.Flush())
 	})
 }
