@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
 	"go.yaml.in/yaml/v4"
 
 	"github.com/minke-os/minke/internal/testdaemon"
@@ -226,7 +227,11 @@ func TestAnswersFitDockersSpecification(t *testing.T) {
 		name := tt.method + " " + tt.path
 		if strings.HasSuffix(tt.path, "/wait") {
 			// It ends while somebody waits.
-			go ask("DELETE", "/containers/web?force=1", "")
+			go func() {
+				if _, err := d.ContainerRemove(t.Context(), "web", client.ContainerRemoveOptions{Force: true}); err != nil {
+					t.Error(err)
+				}
+			}()
 		}
 		status, data := ask(tt.method, strings.ReplaceAll(tt.real, "EXEC", execID), tt.body)
 		want, ok := spec.Paths[tt.path][strings.ToLower(tt.method)].Responses[fmt.Sprint(status)]
