@@ -369,6 +369,13 @@ func TestAnEndedContainerIsOffItsNetwork(t *testing.T) {
 				if err == nil || errors.Is(err, unix.ECONNREFUSED) {
 					t.Errorf("from the dead container's namespace to the gateway: %v, want no answer", err)
 				}
+				// Once it listens, nobody else's answer may be heard.
+				keepTrying(t, func() error {
+					if out, code := d.Exec(next, "wget", "-q", "-O", "/dev/null", "http://127.0.0.1/f"); code != 0 {
+						return errors.New(out)
+					}
+					return nil
+				})
 				if got, err := d.Get("http://" + was.IPAddress.String() + "/f"); got != "hello\n" {
 					t.Errorf("from the host to the next owner of the address: %q, %v", got, err)
 				}
