@@ -6,7 +6,7 @@
 //
 // It fetches the kernel with apt, unpacked and never installed, compiles the
 // tests and programs, makes a disk of them and boots it in QEMU: by KVM where
-// that is offered, else by software, which takes minutes. What the tests print
+// that works, else by software, which takes minutes. What the tests print
 // comes back as events of "go test -json", for internal/testlog:
 //
 //	vmtest [-run REGEXP] [PACKAGE...] | testlog
@@ -17,8 +17,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -101,19 +103,31 @@ func vmtest(ctx context.Context, suites []suite) error {
 	return boot(ctx, k.image, initrd, disk)
 }
 
-// boot runs the machine to its end and passes on what the tests print.
+// boot runs the machine to its end and passes on what the tests print. Where
+// the processor's virtualization gives up, as it may in a machine that is
+// virtual itself, it is emulated.
 func boot(ctx context.Context, kernel, initrd, disk string) error {
+	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
+		f.Close()
+		if err := bootWith(ctx, "kvm:tcg", kernel, initrd, disk); !errors.Is(err, errKVM) {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "vmtest: KVM does not run this kernel here: emulating it, which is slower")
+	}
+	return bootWith(ctx, "tcg", kernel, initrd, disk)
+}
+
+var errKVM = errors.New("KVM met an instruction that it cannot run")
+
+func bootWith(ctx context.Context, accel, kernel, initrd, disk string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	console := filepath.Join(dir, "console.log")
-	accel := "tcg"
-	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
-		f.Close()
-		accel = "kvm:tcg"
-	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35,accel="+accel, "-cpu", "max", "-smp", "2", "-m", "2048",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:"+console,
 		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 cgroup_no_v1=all",
@@ -122,22 +136,36 @@ func boot(ctx context.Context, kernel, initrd, disk string) error {
 		"-add-fd", "fd=3,set=1", "-chardev", "file,id=c0,path=/dev/fdset/1,append=on",
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=c0,name=results")
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = &kvmWatch{broken: func() { cancel(errKVM) }}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		return err
 	}
 	ended, err := relay(r, os.Stdout)
-	if werr := cmd.Wait(); ctx.Err() != nil {
+	switch werr := cmd.Wait(); {
+	case errors.Is(context.Cause(ctx), errKVM):
+		err = errKVM
+	case ctx.Err() != nil:
 		err = fmt.Errorf("the tests took too long (-timeout)")
-	} else if err == nil {
+	case err == nil:
 		err = werr
 	}
 	if err == nil && !ended {
 		err = fmt.Errorf("the machine ended before its tests did; the end of its console:\n%s", tail(console))
 	}
 	return err
+}
+
+// kvmWatch passes QEMU's messages on. After an internal error of KVM, QEMU
+// only halts the machine.
+type kvmWatch struct{ broken func() }
+
+func (k *kvmWatch) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("KVM internal error")) {
+		k.broken()
+	}
+	return os.Stderr.Write(p)
 }
 
 func tail(path string) string {
