@@ -66,9 +66,12 @@ func TestClientsThatStopReadingHoldNobodyUp(t *testing.T) {
 	if out, code := d.Exec(id, "echo", "alive"); code != 0 || out != "alive\n" {
 		t.Errorf("exec = %q, %d", out, code)
 	}
-	now := 0
+	now, began := 0, time.Now()
 	if _, err := d.ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &now}); err != nil {
 		t.Errorf("stop: %v", err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("stop took %v for a client that does not read its output", took)
 	}
 	if _, err := d.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}); err != nil {
 		t.Errorf("remove: %v", err)

@@ -11,8 +11,10 @@ import (
 	"github.com/minke-os/minke/runtime/jsonlog"
 )
 
-// drainTime is how long attached readers may hold up a container that ended.
-const drainTime = 10 * time.Second
+// drainTime is how long an attached reader may take for each chunk when the
+// container has ended: one that reads gets all, one that does not holds nothing
+// up. Docker gives 2 s in all.
+const drainTime = 2 * time.Second
 
 // output is one stream of a container on its way to the log and to whoever is
 // attached.
@@ -21,7 +23,8 @@ type output struct {
 
 	mu    sync.Mutex
 	sinks []*os.File
-	done  bool
+	ended bool // the process has
+	done  bool // and all is copied
 }
 
 // copyFrom starts copying src, stdout (0) or stderr (1), until its end.
@@ -80,10 +83,7 @@ func (t *tap) chunk() bool {
 		t.log.Write(p)
 		t.journal.end(t.log.Pending())
 	}
-	t.o.mu.Lock()
-	sinks := t.o.sinks
-	t.o.mu.Unlock()
-	for _, s := range sinks {
+	for _, s := range t.o.readers() {
 		if _, err := s.Write(p); err != nil {
 			t.o.drop(s)
 		}
@@ -139,6 +139,14 @@ func (o *output) drop(sink *os.File) {
 	sink.Close()
 }
 
+// readers are those that get the next chunk.
+func (o *output) readers() []*os.File {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.limitLocked()
+	return o.sinks
+}
+
 // hurry limits the time that readers may take from now on.
 func (o *output) hurry() {
 	if o == nil {
@@ -146,6 +154,14 @@ func (o *output) hurry() {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.ended = true
+	o.limitLocked()
+}
+
+func (o *output) limitLocked() {
+	if !o.ended {
+		return
+	}
 	for _, s := range o.sinks {
 		s.SetWriteDeadline(time.Now().Add(drainTime))
 	}
