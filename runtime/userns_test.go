@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/internal/userns"
 )
 
@@ -278,6 +279,26 @@ func TestMountMapsIDsWithoutUserNamespace(t *testing.T) {
 	})
 	if _, out := b.run(c); out != "1234\n" {
 		t.Errorf("owner in the container %q, want 1234", out)
+	}
+}
+
+func TestUserNamespaceGetsOnlyThePartOfAnOverlay(t *testing.T) {
+	b := newBox(t)
+	needMappedMounts(b)
+	upper, lower := filepath.Join(b.dir, "upper"), filepath.Join(b.dir, "lower")
+	for _, dir := range []string{upper + "/part", lower + "/other"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(upper+"/part/file", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	layers := overlay.Mount{Lower: []string{upper, lower}}
+	c := b.mapped("ls", "/m")
+	c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/m", Type: "overlay", Source: "o", Options: append(layers.Options(), "ro", "x-subpath=/part")})
+	if code, out := b.run(c); out != "file\n" {
+		t.Errorf("= %d, %q; want the file of the part", code, out)
 	}
 }
 

@@ -250,7 +250,7 @@ func mountAll(root *os.File, cfg *Config) error {
 		given, isGiven := cfg.Given.Mounts[i]
 		switch {
 		case isGiven:
-			err = p.attachIn(root, firstFD+given)
+			err = p.place(root, firstFD+given)
 		case p.kind == "cgroup":
 			err = mountCgroups(root, p, cfg.NewCgroup)
 		default:
@@ -265,11 +265,20 @@ func mountAll(root *os.File, cfg *Config) error {
 
 func (p mountPlan) mount(root *os.File) error {
 	fd, err := p.open()
-	if err == nil && p.subpath != "" {
-		fd, err = p.subtree(root, fd)
-	}
 	if err != nil {
 		return err
+	}
+	return p.place(root, fd)
+}
+
+// place moves the detached mount fd, or what is asked for of it, to its place
+// below root, and closes it.
+func (p mountPlan) place(root *os.File, fd int) error {
+	if p.subpath != "" {
+		var err error
+		if fd, err = p.subtree(root, fd); err != nil {
+			return err
+		}
 	}
 	defer unix.Close(fd)
 	return p.attachIn(root, fd)

@@ -41,7 +41,8 @@ type User struct {
 // has them and sees the host's mounts, with what this thread may do, before the
 // container's process exists. The files are for the init, after its own.
 //
-// Without a user namespace (nil) these are the mounts that map IDs.
+// Without a user namespace (nil) these are the mounts that map IDs, and overlays
+// with a long list of layers.
 func Prepare(cfg *Config, user *User) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -122,16 +123,22 @@ func (u *User) open(cfg *Config, m specs.Mount, p mountPlan) (int, error) {
 	switch {
 	case p.kind == "bind" && maps:
 		return u.openMapped(m, p)
+	case p.kind == "overlay" && (u != nil || p.tooLong()):
+		return u.openOverlay(m, p)
 	case u == nil:
 		return -1, nil
 	case p.kind == "bind":
 		return p.openBindOutside()
-	case p.kind == "overlay":
-		return u.openOverlay(m, p)
 	case p.kind == "tmpfs" && path.Clean(p.dest) == "/dev":
 		return u.openDev(cfg, p)
 	}
 	return -1, nil
+}
+
+// tooLong reports whether fsconfig(2) does not take an option: 255 bytes is the
+// most. Before Linux 6.7 all layers of an overlay are one.
+func (p mountPlan) tooLong() bool {
+	return slices.ContainsFunc(p.data, func(kv [2]string) bool { return len(kv[1]) > 255 })
 }
 
 func (u *User) openMapped(m specs.Mount, p mountPlan) (int, error) {
@@ -162,7 +169,14 @@ func (u *User) openMapped(m specs.Mount, p mountPlan) (int, error) {
 
 // openOverlay makes a mount whose options are those of an overlay.Mount.
 func (u *User) openOverlay(m specs.Mount, p mountPlan) (int, error) {
-	f, err := overlay.Parse(m.Options).OpenMapped(u.NS, u.Mapping)
+	var f *os.File
+	var err error
+	o := overlay.Parse(m.Options)
+	if u == nil {
+		f, err = o.Open()
+	} else {
+		f, err = o.OpenMapped(u.NS, u.Mapping)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
