@@ -87,14 +87,16 @@ func (m Mount) Options() (words []string) {
 	return words
 }
 
-// canAppend reports whether layers may be given one by one (Linux 6.7).
+// canAppend reports whether layers may be given one by one (Linux 6.7). Before
+// 6.5 the kernel looks at options only when it mounts, so it takes any here.
 var canAppend = sync.OnceValue(func() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+	takesAny := unix.FsconfigSetString(fs, "no-such-option", "") == nil
+	return !takesAny && unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
 })
 
 func (m Mount) options(appending bool) [][2]string {
