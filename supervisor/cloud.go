@@ -156,8 +156,10 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		commits[c.App] = c.Commit
 	}
 	out := map[string]any{}
-	for _, app := range s.Target().Apps {
-		if app.Commit == "" {
+	target := s.Target()
+	for _, app := range target.Apps {
+		refused, isRefused := target.Refused[app.UUID]
+		if app.Commit == "" && !isRefused {
 			continue
 		}
 		services, states := map[string]any{}, []string{}
@@ -171,7 +173,13 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 			states = append(states, x.Status)
 		}
 		status := st.UpdateStatus(states)
-		releases := map[string]any{app.Commit: map[string]any{"update_status": status, "services": services}}
+		releases := map[string]any{}
+		if app.Commit != "" {
+			releases[app.Commit] = map[string]any{"update_status": status, "services": services}
+		}
+		if isRefused {
+			releases[refused.Commit] = map[string]any{"update_status": "rejected", "services": map[string]any{}}
+		}
 		if bad, ok := s.rejectedCommit(app.UUID); ok && bad != app.Commit {
 			releases[bad] = map[string]any{"update_status": "rejected", "services": map[string]any{}}
 		}

@@ -249,6 +249,9 @@ func (s *Supervisor) converged(want plan.Want) bool {
 	news := s.applying
 	s.applying, s.force, s.problem = false, false, ""
 	for _, app := range want.Apps {
+		if app.Frozen {
+			continue // nobody knows what it is in
+		}
 		news = news || s.commits[app.ID] != app.Commit
 		s.commits[app.ID] = app.Commit
 	}

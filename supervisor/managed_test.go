@@ -512,3 +512,17 @@ func TestANewDeviceStartsWithWhatCameWithTheMedium(t *testing.T) {
 		}
 	})
 }
+
+// ids are the containers that run.
+func (m *managed) ids() string {
+	m.engine.mu.Lock()
+	defer m.engine.mu.Unlock()
+	var out []string
+	for id, c := range m.engine.containers {
+		if c.State.Status == "running" {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -118,6 +119,10 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 		if !t.started.IsZero() {
 			st.Trial = max(time.Until(t.started.Add(t.limit)), time.Second)
 		}
+	}
+	if text := refusedText(s.target); text != "" {
+		st.Failed = true
+		st.Problem = cmp.Or(st.Problem, text)
 	}
 	if undone != "" && st.Problem == "" {
 		st.Problem = "rolled back to the release before: " + undone

@@ -118,7 +118,7 @@ func TestOffers(t *testing.T) {
 		{"nothing-is-known", Facts{}, nil},
 		{"balena", Facts{DeviceType: "raspberrypi4-64", Arch: "aarch64", Supervisor: "19.0.5", OS: "balena-os", OSVersion: "6.5.1+rev2", Kernel: "Linux", KernelRelease: "6.1.77-v8"},
 			[]Offer{{DeviceType, "raspberrypi4-64", ""}, {Arch, "aarch64", ""}, {Supervisor, "", "19.0.5"}, {OS, "balena-os", "6.5.1+rev2"}, {Kernel, "linux", "6.1.77"}}},
-		{"debian", Facts{OS: "debian", OSVersion: "13 (trixie)", OSRevision: "13", Kernel: "Linux", KernelRelease: "6.12.48+deb13-amd64"},
+		{"debian", Facts{OS: "debian", OSVersion: "13 (trixie)", OSVersionID: "13", Kernel: "Linux", KernelRelease: "6.12.48+deb13-amd64"},
 			[]Offer{{OS, "debian", "13"}, {Kernel, "linux", "6.12.48"}}},
 		{"jetson", Facts{Kernel: "Linux", KernelRelease: "4.9.140-l4t-r32.2+g3dcbed5"}, []Offer{{Kernel, "linux", "4.9.140"}, {L4T, "", "32.2"}}},
 		{"jetson-with-three-parts", Facts{Kernel: "Linux", KernelRelease: "4.9.337-l4t-r32.7.4"}, []Offer{{Kernel, "linux", "4.9.337"}, {L4T, "", "32.7.4"}}},

@@ -7,10 +7,10 @@ import (
 
 // Facts are what Offers is made of, as the device's files have it.
 type Facts struct {
-	DeviceType, Arch          string
-	Supervisor                string // version
-	OS, OSVersion, OSRevision string // ID, VERSION and VERSION_ID of os-release
-	Kernel, KernelRelease     string // such as Linux and 6.1.77-v8
+	DeviceType, Arch           string
+	Supervisor                 string // version
+	OS, OSVersion, OSVersionID string // ID, VERSION and VERSION_ID of os-release
+	Kernel, KernelRelease      string // such as Linux and 6.1.77-v8
 }
 
 var (
@@ -31,7 +31,7 @@ func Offers(f Facts) []Offer {
 	add(f.Supervisor, Offer{Supervisor, "", f.Supervisor})
 	version := f.OSVersion
 	if !Satisfies(version, "*") { // Debian's is for people: 13 (trixie)
-		version = f.OSRevision
+		version = f.OSVersionID
 	}
 	add(f.OS, Offer{OS, f.OS, version})
 	add(f.KernelRelease, Offer{Kernel, strings.ToLower(f.Kernel), kernelVersion.FindString(f.KernelRelease)})

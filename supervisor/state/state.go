@@ -2,6 +2,8 @@
 //
 //	target.json   the target state as it was received
 //	good.json     the last one that worked, to go back to
+//	held.json     applications in the release that ran before one that this
+//	              device cannot run
 //	local.json    the one posted to this device while a fleet server manages it
 //	device.json   the device's identity, API keys, services a person stopped,
 //	              tags for the server, images that we brought
@@ -42,8 +44,8 @@ const version = 1
 // A Target is the last accepted target state, in the bytes it came in.
 type Target struct {
 	Version int             `json:"version"`
-	Source  string          `json:"source"` // local, or the fleet server's address
-	Body    json.RawMessage `json:"body"`
+	Source  string          `json:"source"`         // local, or the fleet server's address
+	Body    json.RawMessage `json:"body,omitempty"` // null would come back as four letters
 }
 
 // Sources that are no server.
@@ -74,6 +76,7 @@ type Store struct {
 	target  Target
 	local   Target
 	good    Target
+	held    Target
 	written map[string][]byte
 }
 
@@ -97,6 +100,9 @@ func Open(dir, uuid string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if err := s.load("good.json", &s.good, func() int { return s.good.Version }, log); err != nil {
+		return nil, err
+	}
+	if err := s.load("held.json", &s.held, func() int { return s.held.Version }, log); err != nil {
 		return nil, err
 	}
 	s.dev.Version = version
@@ -199,6 +205,40 @@ func (s *Store) SetLocal(body []byte) error {
 		return fmt.Errorf("store local target state: %w", err)
 	}
 	s.local = t
+	return nil
+}
+
+// Held are applications that run in an earlier release than the target's, by
+// UUID, as a target of version 3 has them.
+func (s *Store) Held() map[string]json.RawMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var apps map[string]json.RawMessage
+	if json.Unmarshal(s.held.Body, &apps) != nil { // empty, or not ours
+		return nil
+	}
+	return apps
+}
+
+// SetHeld remembers them.
+func (s *Store) SetHeld(apps map[string]json.RawMessage) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(apps) == 0 && s.held.Body == nil {
+		return nil
+	}
+	t := Target{Version: version}
+	if len(apps) > 0 {
+		body, err := json.Marshal(apps)
+		if err != nil {
+			return err
+		}
+		t.Body = body
+	}
+	if err := s.write("held.json", t); err != nil {
+		return fmt.Errorf("store applications that stay as they are: %w", err)
+	}
+	s.held = t
 	return nil
 }
 
