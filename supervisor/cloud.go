@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/logs"
 	"github.com/minke-os/minke/supervisor/model"
@@ -86,6 +87,17 @@ func (l linked) Reborn() error {
 	return l.store.SetUUID(uuid)
 }
 
+// Pin implements cloud.Device.
+func (l linked) Pin() (fleet int, commit string) {
+	if p := l.store.Pin(); p != nil {
+		return p.Fleet, p.Commit
+	}
+	return 0, ""
+}
+
+// Pinned implements cloud.Device.
+func (l linked) Pinned() error { return l.store.SetPin(nil) }
+
 // Settings implements cloud.Device.
 func (l linked) Settings() cloud.Settings { return l.settings() }
 
@@ -161,6 +173,9 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		refused, isRefused := target.Refused[app.UUID]
 		if app.Commit == "" && !isRefused {
 			continue
+		}
+		if appsjson.Provisional(app.UUID, int(app.ID)) {
+			continue // the server knows it by another name
 		}
 		services, states := map[string]any{}, []string{}
 		for _, svc := range app.Services {

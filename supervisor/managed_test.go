@@ -31,6 +31,8 @@ type fleet struct {
 	registered map[string]any
 	state      map[string]any // as reported
 	tags       map[string]string
+	pinned     []string // "release before poll 0"
+	polls      int
 	logs       []string
 }
 
@@ -43,6 +45,14 @@ func newFleet(t *testing.T) *fleet {
 	mux.HandleFunc("POST /device/v2/{uuid}/log-stream", f.logStream)
 	mux.HandleFunc("GET /v7/device_tag", f.listTags)
 	mux.HandleFunc("PATCH /device/v3/tags", f.setTags)
+	mux.HandleFunc("GET /v7/release", func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Query().Get("$filter"), "(commit eq 'c1')") {
+			io.WriteString(w, `{"d":[{"id":10}]}`)
+			return
+		}
+		io.WriteString(w, `{"d":[]}`)
+	})
+	mux.HandleFunc("PATCH /v7/device(77)", f.pin)
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(f.Close)
 	return f
@@ -68,6 +78,7 @@ func (f *fleet) known(r *http.Request) bool {
 func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.polls++
 	etag := fmt.Sprintf(`"%d"`, f.n)
 	switch {
 	case !f.known(r):
@@ -78,6 +89,16 @@ func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
 		io.WriteString(w, strings.ReplaceAll(f.target, "UUID", r.PathValue("uuid")))
 	}
+}
+
+func (f *fleet) pin(_ http.ResponseWriter, r *http.Request) {
+	var body map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("pin: %v", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pinned = append(f.pinned, fmt.Sprintf("%v before poll %d", body["is_pinned_on__release"], f.polls))
 }
 
 func (f *fleet) report(w http.ResponseWriter, r *http.Request) {

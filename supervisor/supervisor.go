@@ -1,6 +1,7 @@
 // Package supervisor keeps the applications of one device as their target
 // state wants them. It is the state engine and the wiring of its parts:
 //
+//	appsjson what came with the medium; pure
 //	contract what services require of the device; pure
 //	model    the target state, and what it means in engine objects
 //	observe  what the engine has

@@ -2,6 +2,7 @@
 // balenaCloud, openBalena, or another.
 //
 //	provision   register the device, once
+//	pin         name the release that it came with, once
 //	poll        ask for the target state
 //	report      say what runs
 //	logs        send what containers and the supervisor say
@@ -67,6 +68,11 @@ type Device interface {
 	// Reborn makes another identity, for a server that does not know this one
 	// and will not have it.
 	Reborn() error
+	// Pin is the release, and its fleet, that the server is to keep the device
+	// in; commit is empty if there is none. Pinned says that the server knows, or
+	// has no such release.
+	Pin() (fleet int, commit string)
+	Pinned() error
 	Settings() Settings
 	// SetTarget takes the answer to a poll. An error means that it is refused.
 	SetTarget(body []byte) error
@@ -252,6 +258,9 @@ func statusOf(err error) int {
 
 // poll asks for the target state, again and again.
 func (l *Link) poll(ctx context.Context) {
+	if !l.pin(ctx) {
+		return
+	}
 	failures := 0
 	if s := l.cfg.Device.Settings(); !s.Instant && !pause(ctx, s.Interval, l.asked) {
 		return

@@ -6,7 +6,7 @@
 //	              device cannot run
 //	local.json    the one posted to this device while a fleet server manages it
 //	device.json   the device's identity, API keys, services a person stopped,
-//	              tags for the server, images that we brought
+//	              tags and a pin for the server, images that we brought
 //
 // Everything else is computed from the engine. Each file is replaced
 // atomically (package durable) and only when its content changes: flash wears.
@@ -36,6 +36,7 @@ import (
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/model"
 )
 
@@ -65,6 +66,7 @@ type device struct {
 	Images    []string          `json:"images,omitempty"`   // references that we pulled
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
+	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
 }
 
 // A Store is the directory.
@@ -273,6 +275,22 @@ func (s *Store) SetRejected(hash, reason string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dev.Rejected, s.dev.Reason = hash, reason
+	return s.saveDevice()
+}
+
+// Pin is the release that the device is to stay in, of which the server has not
+// been told yet; nil if there is none.
+func (s *Store) Pin() *appsjson.Pin {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Pin
+}
+
+// SetPin remembers one; nil forgets it.
+func (s *Store) SetPin(p *appsjson.Pin) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Pin = p
 	return s.saveDevice()
 }
 
