@@ -67,7 +67,8 @@ func (l linked) Identity() cloud.Identity {
 	b := l.bootNow()
 	fleet, _ := model.Int(b.Application)
 	return cloud.Identity{
-		Endpoint: b.APIEndpoint, LogsEndpoint: b.LogsEndpoint, UUID: l.store.UUID(), Key: b.DeviceAPIKey, Provisioning: b.APIKey,
+		Endpoint: b.APIEndpoint, LogsEndpoint: b.LogsEndpoint, DeltaEndpoint: b.deltaEndpoint(),
+		UUID: l.store.UUID(), Key: b.DeviceAPIKey, Provisioning: b.APIKey,
 		Fleet: fleet, DeviceType: b.DeviceType, ID: b.DeviceID,
 		Registered: b.DeviceID != 0 && b.RegisteredAt != 0 && b.APIKey == "",
 	}

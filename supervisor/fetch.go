@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -24,21 +25,17 @@ type download struct {
 }
 
 // download starts fetching an image. The loop hears of its end by a poke.
-func (s *Supervisor) download(ctx context.Context, st plan.Step) {
+func (s *Supervisor) download(ctx context.Context, cur plan.Current, st plan.Step) {
 	ctx, cancel := context.WithCancel(ctx)
 	d := &download{step: st, cancel: cancel, done: make(chan struct{})}
 	s.mu.Lock()
 	s.fetching[st.Object] = d
 	s.mu.Unlock()
 	s.log.Info(st.String())
-	s.hub.System(fmt.Sprintf("Downloading image '%s'", st.Object))
 	go func() {
 		defer close(d.done)
 		defer cancel()
-		err := s.pull(ctx, st.Object, d)
-		if err == nil {
-			err = s.store.SetImage(st.Object, true)
-		}
+		err := s.fetch(ctx, cur, d)
 		if err == nil {
 			s.hub.System(fmt.Sprintf("Downloaded image '%s'", st.Object))
 		}
@@ -64,20 +61,34 @@ func (s *Supervisor) stopDownloads() {
 	}
 }
 
-func (s *Supervisor) pull(ctx context.Context, ref string, d *download) error {
-	stream, err := s.cfg.Engine.ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: s.registryAuth(ref)})
+// fetch brings an image, as a delta where that is wanted and helps.
+func (s *Supervisor) fetch(ctx context.Context, cur plan.Current, d *download) error {
+	ref := d.step.Object
+	name := s.fetchDelta(ctx, cur, d)
+	if name == "" {
+		name = ref
+		s.hub.System(fmt.Sprintf("Downloading image '%s'", ref))
+		if err := s.pull(ctx, ref, s.registryAuth(ref), d); err != nil {
+			return fmt.Errorf("download image %s: %w", ref, err)
+		}
+	}
+	return s.store.SetImage(ref, name)
+}
+
+func (s *Supervisor) pull(ctx context.Context, name string, auth registry.AuthConfig, d *download) error {
+	stream, err := s.cfg.Engine.ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: encoded(auth)})
 	if err != nil {
-		return fmt.Errorf("download image %s: %w", ref, err)
+		return err
 	}
 	defer stream.Close()
 	layers := map[string][2]int64{}
 	last := time.Time{}
 	for msg, err := range stream.JSONMessages(ctx) {
 		if err != nil {
-			return fmt.Errorf("download image %s: %w", ref, err)
+			return err
 		}
 		if msg.Error != nil {
-			return fmt.Errorf("download image %s: %s", ref, msg.Error.Message)
+			return errors.New(msg.Error.Message)
 		}
 		note(layers, msg)
 		if now := time.Now(); now.Sub(last) > time.Second/4 {
@@ -91,19 +102,36 @@ func (s *Supervisor) pull(ctx context.Context, ref string, d *download) error {
 	return nil
 }
 
-// registryAuth are the device's credentials for a fleet's registry. Docker Hub
-// and images without a registry's name get none.
-func (s *Supervisor) registryAuth(ref string) string {
-	b := s.bootNow()
-	domain, _, ok := strings.Cut(ref, "/")
-	if b.APIEndpoint == "" || b.DeviceAPIKey == "" || !ok || !strings.ContainsAny(domain, ".:") || strings.HasSuffix(domain, "docker.io") {
+// registryOf is the host of an image's registry, "" of an image of Docker Hub
+// or without a registry's name.
+func registryOf(ref string) string {
+	host, _, ok := strings.Cut(ref, "/")
+	if !ok || !strings.ContainsAny(host, ".:") || strings.HasSuffix(host, "docker.io") {
 		return ""
 	}
-	auth, err := json.Marshal(registry.AuthConfig{Username: "d_" + s.store.UUID(), Password: b.DeviceAPIKey, ServerAddress: domain})
+	return host
+}
+
+// registryAuth are the device's credentials for a fleet's registry; other
+// images get none.
+func (s *Supervisor) registryAuth(ref string) registry.AuthConfig {
+	b, host := s.bootNow(), registryOf(ref)
+	if b.APIEndpoint == "" || b.DeviceAPIKey == "" || host == "" {
+		return registry.AuthConfig{}
+	}
+	return registry.AuthConfig{Username: "d_" + s.store.UUID(), Password: b.DeviceAPIKey, ServerAddress: host}
+}
+
+// encoded is how a request carries credentials; none are "".
+func encoded(auth registry.AuthConfig) string {
+	if auth == (registry.AuthConfig{}) {
+		return ""
+	}
+	text, err := json.Marshal(auth)
 	if err != nil { // it is all text
 		return ""
 	}
-	return base64.URLEncoding.EncodeToString(auth)
+	return base64.URLEncoding.EncodeToString(text)
 }
 
 // note keeps bytes had and bytes wanted of each layer.

@@ -92,7 +92,7 @@ func (s *Supervisor) engineTrouble(err error) time.Duration {
 
 // observe reads the engine and tells those who show it.
 func (s *Supervisor) observe(ctx context.Context, want plan.Want) (plan.Current, error) {
-	cur, err := observe.Observe(ctx, s.cfg.Engine, images(want))
+	cur, err := observe.Observe(ctx, s.cfg.Engine, images(want), s.store.EngineName)
 	if err != nil {
 		return cur, err
 	}
@@ -290,7 +290,7 @@ func (s *Supervisor) do(ctx context.Context, r apply.Round, steps []plan.Step) {
 	var wg sync.WaitGroup
 	for _, st := range steps {
 		if st.Kind == plan.Fetch {
-			s.download(ctx, st)
+			s.download(ctx, r.Cur, st)
 			continue
 		}
 		wg.Go(func() { s.step(ctx, r, st) })

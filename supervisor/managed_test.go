@@ -23,7 +23,8 @@ import (
 // API as a device calls.
 type fleet struct {
 	*httptest.Server
-	t *testing.T
+	t   *testing.T
+	mux *http.ServeMux // for more than that
 
 	mu         sync.Mutex // guards the fields below
 	n          int        // of the target
@@ -37,8 +38,8 @@ type fleet struct {
 }
 
 func newFleet(t *testing.T) *fleet {
-	f := &fleet{t: t, state: map[string]any{}, tags: map[string]string{}}
 	mux := http.NewServeMux()
+	f := &fleet{t: t, mux: mux, state: map[string]any{}, tags: map[string]string{}}
 	mux.HandleFunc("POST /device/register", f.register)
 	mux.HandleFunc("GET /device/v3/{uuid}/state", f.poll)
 	mux.HandleFunc("PATCH /device/v3/state", f.report)
@@ -206,7 +207,7 @@ func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 		m.engine.registry[ref] = true
 	}
 	m.f.wants(first)
-	config := fmt.Sprintf(`{"apiEndpoint":%q,"apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
+	config := fmt.Sprintf(`{"apiEndpoint":%[1]q,"deltaEndpoint":"%[1]s/deltas","apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
 	if err := os.WriteFile(filepath.Join(m.boot, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

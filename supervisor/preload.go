@@ -47,7 +47,7 @@ func (s *Supervisor) preload() error {
 	}
 	want, _ := s.wanted()
 	for _, ref := range images(want) { // ours to remove when nobody wants them any more
-		if err := s.store.SetImage(ref, true); err != nil {
+		if err := s.store.SetImage(ref, ref); err != nil {
 			return err
 		}
 	}

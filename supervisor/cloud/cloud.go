@@ -7,6 +7,7 @@
 //	report      say what runs
 //	logs        send what containers and the supervisor say
 //	tags        send the device's tags
+//	delta       ask for what makes one image of another, when told to
 //
 // A Link only carries: what a target means and what a report says is its
 // Device's business. Without a network it waits and tries again, ever less
@@ -43,13 +44,15 @@ import (
 type Identity struct {
 	Endpoint     string // of the API, such as https://api.example
 	LogsEndpoint string // of the log stream; Endpoint if empty
-	UUID         string
-	Key          string // the device's own
-	Provisioning string // key to register with; gone afterwards
-	Fleet        int    // application
-	DeviceType   string
-	ID           int  // the server's number of the device, 0 before registration
-	Registered   bool // all of it is done
+	// DeltaEndpoint is of the server that makes deltas; "" for none.
+	DeltaEndpoint string
+	UUID          string
+	Key           string // the device's own
+	Provisioning  string // key to register with; gone afterwards
+	Fleet         int    // application
+	DeviceType    string
+	ID            int  // the server's number of the device, 0 before registration
+	Registered    bool // all of it is done
 }
 
 // Settings are what the target state says of the link itself.

@@ -20,6 +20,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -64,6 +65,7 @@ type device struct {
 	Stopped   []string          `json:"stopped,omitempty"`  // app/service
 	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
 	Images    []string          `json:"images,omitempty"`   // references that we pulled
+	Names     map[string]string `json:"names,omitempty"`    // the engine's, of images that came as deltas, by reference
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
 	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
@@ -372,18 +374,35 @@ func (s *Store) Images() []string {
 	return slices.Clone(s.dev.Images)
 }
 
-// SetImage remembers, or forgets, that we pulled a reference.
-func (s *Store) SetImage(ref string, pulled bool) error {
+// SetImage remembers that we pulled a reference, and by which name the engine
+// has it; "" forgets it.
+func (s *Store) SetImage(ref, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at, had := slices.BinarySearch(s.dev.Images, ref)
 	switch {
-	case pulled && !had:
+	case name != "" && !had:
 		s.dev.Images = slices.Insert(slices.Clone(s.dev.Images), at, ref)
-	case !pulled && had:
+	case name == "" && had:
 		s.dev.Images = slices.Delete(slices.Clone(s.dev.Images), at, at+1)
 	}
+	names := maps.Clone(s.dev.Names)
+	delete(names, ref)
+	if name != "" && name != ref {
+		if names == nil {
+			names = map[string]string{}
+		}
+		names[ref] = name
+	}
+	s.dev.Names = names
 	return s.saveDevice()
+}
+
+// EngineName is the name by which the engine has a reference's image.
+func (s *Store) EngineName(ref string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.dev.Names[ref], ref)
 }
 
 // EnsureKeys makes API keys for the services that have none.
