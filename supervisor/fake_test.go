@@ -38,6 +38,7 @@ type fake struct {
 	registry   map[string]bool // images that can be pulled
 	pulls      []string
 	deltas     map[string]bool // images that are deltas which this engine does not know
+	room       func() error    // that a pull finds
 	crashing   map[string]bool // images whose programs keep ending
 	sickly     map[string]bool // images whose programs never become healthy
 	listeners  []chan events.Message
@@ -267,6 +268,11 @@ func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOption
 	defer f.mu.Unlock()
 	if !f.registry[ref] {
 		return nil, fmt.Errorf("no registry has %s: %w", ref, cerrdefs.ErrNotFound)
+	}
+	if f.room != nil {
+		if err := f.room(); err != nil {
+			return nil, err
+		}
 	}
 	auth, _ := base64.URLEncoding.DecodeString(o.RegistryAuth)
 	f.pulls = append(f.pulls, ref+" "+string(auth))

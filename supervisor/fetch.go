@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/supervisor/plan"
 )
@@ -19,6 +21,7 @@ import (
 // A download is one image on its way.
 type download struct {
 	step     plan.Step
+	quiet    bool // give way to what runs
 	cancel   context.CancelFunc
 	done     chan struct{}
 	progress int // per cent
@@ -27,7 +30,10 @@ type download struct {
 // download starts fetching an image. The loop hears of its end by a poke.
 func (s *Supervisor) download(ctx context.Context, cur plan.Current, st plan.Step) {
 	ctx, cancel := context.WithCancel(ctx)
-	d := &download{step: st, cancel: cancel, done: make(chan struct{})}
+	d := &download{
+		step: st, cancel: cancel, done: make(chan struct{}),
+		quiet: slices.ContainsFunc(cur.Containers, plan.Container.Runs),
+	}
 	s.mu.Lock()
 	s.fetching[st.Object] = d
 	s.mu.Unlock()
@@ -38,6 +44,10 @@ func (s *Supervisor) download(ctx context.Context, cur plan.Current, st plan.Ste
 		err := s.fetch(ctx, cur, d)
 		if err == nil {
 			s.hub.System(fmt.Sprintf("Downloaded image '%s'", st.Object))
+		}
+		if isFull(err) {
+			want, _ := s.wanted()
+			s.removeImages(ctx, want)
 		}
 		s.outcome(ctx, st, err)
 		s.mu.Lock()
@@ -75,8 +85,25 @@ func (s *Supervisor) fetch(ctx context.Context, cur plan.Current, d *download) e
 	return s.store.SetImage(ref, name)
 }
 
+// isFull reports whether an engine has no room. That comes as text: the Docker
+// API has no other word for it.
+func isFull(err error) bool {
+	return err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error())
+}
+
+// pull has the engine pull an image. Beside what runs, one comes at a time.
 func (s *Supervisor) pull(ctx context.Context, name string, auth registry.AuthConfig, d *download) error {
-	stream, err := s.cfg.Engine.ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: encoded(auth)})
+	from := Puller(s.cfg.Engine)
+	if d.quiet {
+		from = s.cfg.Background
+		select {
+		case s.turn <- struct{}{}:
+			defer func() { <-s.turn }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	stream, err := from.ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: encoded(auth)})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,9 @@ import (
 
 const (
 	maxRetry     = 5 * time.Minute
+	maxFullRetry = time.Hour        // a download that does not fit may have come half
+	roomPoll     = 10 * time.Second // whether it does now
+	maxDownloads = 3                // images at once
 	maxLockRetry = 10 * time.Second // looking at a lock costs nothing
 	handOverPoll = 200 * time.Millisecond
 	never        = time.Duration(1<<63 - 1)
@@ -27,6 +30,7 @@ type failure struct {
 	count int
 	until time.Time
 	err   error
+	full  int64 // bytes that were free when there was no room; 0 if that was not why
 }
 
 // poke makes the loop look again.
@@ -155,6 +159,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	defer s.mu.Unlock()
 	again = never
 	now := time.Now()
+	downloads := len(s.fetching)
 	for _, st := range steps {
 		if st.Kind == plan.Wait {
 			if st.Container != "" {
@@ -162,13 +167,28 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 			}
 			continue
 		}
-		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) {
+		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomier(f) {
 			again = min(again, f.until.Sub(now))
+			if f.full > 0 {
+				again = min(again, roomPoll)
+			}
 			continue
+		}
+		if st.Kind == plan.Fetch {
+			if downloads == maxDownloads {
+				continue // the end of one pokes the loop
+			}
+			downloads++
 		}
 		ready = append(ready, st)
 	}
 	return ready, max(again, time.Millisecond)
+}
+
+// roomier reports whether a download that found no room may find some now.
+func (s *Supervisor) roomier(f failure) bool {
+	const enough = 16 << 20 // bytes; logs come and go
+	return f.full > 0 && s.host.Free() > f.full+enough
 }
 
 func key(st plan.Step) string {
@@ -332,14 +352,17 @@ func (s *Supervisor) outcome(ctx context.Context, st plan.Step, err error) {
 		delete(s.failures, key(st))
 		return
 	}
-	limit := maxRetry
-	if errdef.Is(err, errdef.Busy) {
+	limit, full := maxRetry, int64(0)
+	switch {
+	case errdef.Is(err, errdef.Busy):
 		limit = maxLockRetry
+	case isFull(err):
+		limit, full = maxFullRetry, max(s.host.Free(), 1)
 	}
 	f := s.failures[key(st)]
 	delay := min(time.Second/2<<min(f.count, 12), limit)
 	first := f.err == nil || f.err.Error() != err.Error()
-	s.failures[key(st)] = failure{f.count + 1, time.Now().Add(delay), err}
+	s.failures[key(st)] = failure{f.count + 1, time.Now().Add(delay), err, full}
 	s.problem = err.Error()
 	if !first { // said once is enough
 		return

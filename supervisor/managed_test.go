@@ -1,6 +1,7 @@
 package supervisor_test
 
 import (
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -202,7 +203,11 @@ type managed struct {
 
 func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 	t.Helper()
-	m := &managed{f: newFleet(t), engine: newFake(), dir: t.TempDir(), boot: t.TempDir(), tmp: t.TempDir()}
+	engine, given := cfg.Engine.(*fake)
+	if !given {
+		engine = newFake()
+	}
+	m := &managed{f: newFleet(t), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: t.TempDir(), tmp: t.TempDir()}
 	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
 		m.engine.registry[ref] = true
 	}

@@ -177,9 +177,19 @@ func (s *Supervisor) imageLocked(app model.App, svc model.Service, cur plan.Curr
 		img.Status = "Downloaded"
 	default:
 		zero := 0
-		img.Status, img.Progress = "Downloading", &zero
+		img.Status, img.Progress, img.Problem = "Downloading", &zero, s.fetchProblemLocked(svc.Image)
 	}
 	return img
+}
+
+// fetchProblemLocked is why an image could not be downloaded.
+func (s *Supervisor) fetchProblemLocked(ref string) string {
+	for k, f := range s.failures {
+		if strings.HasPrefix(k, string(plan.Fetch)+"/") && strings.HasSuffix(k, "/"+ref) {
+			return f.err.Error()
+		}
+	}
+	return ""
 }
 
 // engineInterfaces are interfaces that containers, not people, reach a device by.

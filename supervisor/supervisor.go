@@ -61,14 +61,20 @@ type Engine interface {
 	observe.Engine
 	apply.Engine
 	logs.Engine
+	Puller
 	Events(context.Context, client.EventsListOptions) client.EventsResult
-	ImagePull(context.Context, string, client.ImagePullOptions) (client.ImagePullResponse, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
+}
+
+// A Puller is the part of a Docker API client that downloads images.
+type Puller interface {
+	ImagePull(context.Context, string, client.ImagePullOptions) (client.ImagePullResponse, error)
 }
 
 // Config is what a supervisor is made of. Engine and Dir are needed.
 type Config struct {
 	Engine       Engine
+	Background   Puller   // the same engine, for pulls that give way to what runs; Engine if nil
 	Dir          string   // durable state
 	Listen       []string // host:port; nil for loopback and the supervisor's own network
 	HostTmp      string   // update locks; /tmp/balena-supervisor if empty
@@ -96,6 +102,7 @@ type Supervisor struct {
 	wake    chan struct{} // capacity 1: look again
 	jobs    chan job
 	gateway gateway
+	turn    chan struct{} // capacity 1: held by the pull that gives way
 
 	mu       sync.Mutex // guards the fields below
 	boot     boot
@@ -119,6 +126,9 @@ type Supervisor struct {
 func New(cfg Config) *Supervisor {
 	cfg.HostTmp = cmp.Or(cfg.HostTmp, "/tmp/balena-supervisor")
 	cfg.EngineSocket = cmp.Or(cfg.EngineSocket, "/var/run/docker.sock")
+	if cfg.Background == nil {
+		cfg.Background = cfg.Engine
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -132,6 +142,7 @@ func New(cfg Config) *Supervisor {
 		wake:     make(chan struct{}, 1),
 		jobs:     make(chan job),
 		gateway:  gateway{ready: make(chan struct{}, 1)},
+		turn:     make(chan struct{}, 1),
 		doing:    map[string]string{},
 		fetching: map[string]*download{},
 		failures: map[string]failure{}, reasons: map[string]api.Reason{},
