@@ -65,6 +65,7 @@ func (s *Supervisor) loop(ctx context.Context) {
 // again even if nothing happens. A waiting job ends it early.
 func (s *Supervisor) settle(ctx context.Context) time.Duration {
 	for ctx.Err() == nil {
+		s.protect()
 		want, force := s.wanted()
 		again, err := s.round(ctx, want, force, nil)
 		if err != nil {

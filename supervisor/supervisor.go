@@ -13,6 +13,7 @@
 //	api      the Supervisor API on port 48484
 //	cloud    the link to a fleet server, on a device that has one
 //	bootconfig, host   config.json, and what of the host we may change
+//	firewall who reaches the API, and the host
 //
 // It knows the engine as a Docker API client only, so that it works the same
 // inside minked and beside a stock Docker. One goroutine decides and acts;
@@ -44,6 +45,7 @@ import (
 	"github.com/minke-os/minke/supervisor/apply"
 	"github.com/minke-os/minke/supervisor/bootconfig"
 	"github.com/minke-os/minke/supervisor/cloud"
+	"github.com/minke-os/minke/supervisor/firewall"
 	"github.com/minke-os/minke/supervisor/host"
 	"github.com/minke-os/minke/supervisor/lock"
 	"github.com/minke-os/minke/supervisor/logs"
@@ -82,9 +84,10 @@ type Config struct {
 	Preload      string   // apps.json, for a device that was never given a target; "" for none
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
-	SystemBus    string            // address of the system D-Bus; the usual one if empty
-	LED          string            // brightness file of the LED that blinks
-	Transport    http.RoundTripper // to the fleet server; nil for the usual one
+	SystemBus    string                     // address of the system D-Bus; the usual one if empty
+	LED          string                     // brightness file of the LED that blinks
+	Transport    http.RoundTripper          // to the fleet server; nil for the usual one
+	Firewall     func(firewall.Rules) error // makes the host's; nil for none
 	Logger       *slog.Logger
 }
 
@@ -102,7 +105,8 @@ type Supervisor struct {
 	wake    chan struct{} // capacity 1: look again
 	jobs    chan job
 	gateway gateway
-	turn    chan struct{} // capacity 1: held by the pull that gives way
+	turn    chan struct{}   // capacity 1: held by the pull that gives way
+	wall    *firewall.Rules // the loop's: as they were made last; nil before
 
 	mu       sync.Mutex // guards the fields below
 	boot     boot

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/firewall"
 )
 
 // retrySupervisor is how long a supervisor that failed is left alone.
@@ -63,6 +64,7 @@ func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*superviso
 	return supervisor.New(supervisor.Config{
 		Engine: c, Background: quiet, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
 		BootDir: cfg.BootDir, Preload: cfg.preload(), LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
+		Firewall: firewall.Apply,
 	}), nil
 }
 
