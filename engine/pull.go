@@ -13,6 +13,7 @@ import (
 
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -21,12 +22,35 @@ type PullOptions struct {
 	Platform    oci.Platform // the host's if empty
 	Credentials registry.Credentials
 	NoDeltas    bool                    // fetch layers whole
+	Background  bool                    // give way to everybody else
 	Progress    func(registry.Progress) // called from several goroutines
 }
 
 // ImagePull pulls an image by tag or digest, or, if neither is given, all tags
 // of a repository.
 func (e *Engine) ImagePull(ctx context.Context, name, tag string, o PullOptions) error {
+	if o.Background {
+		return background(func() error { return e.imagePull(ctx, name, tag, o) })
+	}
+	return e.imagePull(ctx, name, tag, o)
+}
+
+// background runs f on a thread of its own that yields processor and disk to
+// others. What f has other goroutines do is held up with it. That the kernel
+// refuses, as within some containers, does not matter.
+func background(f func() error) error {
+	return thread.Run(func() error {
+		const nice = 10
+		unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), nice)
+		// The last of eight: a thread that writes only when nobody else does
+		// might never be done.
+		const process, bestEffort, last, classShift = 1, 2, 7, 13 // linux/ioprio.h
+		unix.Syscall(unix.SYS_IOPRIO_SET, process, 0, bestEffort<<classShift|last)
+		return f()
+	})
+}
+
+func (e *Engine) imagePull(ctx context.Context, name, tag string, o PullOptions) error {
 	refs, err := e.pullRefs(ctx, name, tag, o)
 	if err != nil {
 		return err
@@ -76,7 +100,7 @@ func joinReference(name, tag string) (ref oci.Reference, all bool, err error) {
 
 func (e *Engine) pull(ctx context.Context, ref oci.Reference, o PullOptions) (oci.ImageID, error) {
 	id, err := e.registry.Load().Pull(ctx, ref, registry.PullOptions{
-		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, NoDeltas: o.NoDeltas, Progress: o.Progress,
+		Platform: o.Platform, Host: hostPlatform(), Credentials: o.Credentials, NoDeltas: o.NoDeltas, Background: o.Background, Progress: o.Progress,
 	})
 	if err == nil {
 		id, err = e.undelta(ctx, id, o.Progress)

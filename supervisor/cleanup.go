@@ -64,7 +64,7 @@ func (s *Supervisor) removeImages(ctx context.Context, want plan.Want) {
 		if wantsImage(want, ref) {
 			continue
 		}
-		_, err := s.cfg.Engine.ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
+		_, err := s.cfg.Engine.ImageRemove(ctx, s.store.EngineName(ref), client.ImageRemoveOptions{PruneChildren: true})
 		switch {
 		case cerrdefs.IsConflict(err):
 			s.log.Debug("an image that is not wanted is in use", "image", ref)
@@ -74,7 +74,7 @@ func (s *Supervisor) removeImages(ctx context.Context, want plan.Want) {
 			continue
 		}
 		s.hub.System(fmt.Sprintf("Deleted image '%s'", ref))
-		if err := s.store.SetImage(ref, false); err != nil {
+		if err := s.store.SetImage(ref, ""); err != nil {
 			s.log.Warn("remove image", "image", ref, "err", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/logs"
 	"github.com/minke-os/minke/supervisor/model"
@@ -66,7 +67,8 @@ func (l linked) Identity() cloud.Identity {
 	b := l.bootNow()
 	fleet, _ := model.Int(b.Application)
 	return cloud.Identity{
-		Endpoint: b.APIEndpoint, LogsEndpoint: b.LogsEndpoint, UUID: l.store.UUID(), Key: b.DeviceAPIKey, Provisioning: b.APIKey,
+		Endpoint: b.APIEndpoint, LogsEndpoint: b.LogsEndpoint, DeltaEndpoint: b.deltaEndpoint(),
+		UUID: l.store.UUID(), Key: b.DeviceAPIKey, Provisioning: b.APIKey,
 		Fleet: fleet, DeviceType: b.DeviceType, ID: b.DeviceID,
 		Registered: b.DeviceID != 0 && b.RegisteredAt != 0 && b.APIKey == "",
 	}
@@ -85,6 +87,17 @@ func (l linked) Reborn() error {
 	}
 	return l.store.SetUUID(uuid)
 }
+
+// Pin implements cloud.Device.
+func (l linked) Pin() (fleet int, commit string) {
+	if p := l.store.Pin(); p != nil {
+		return p.Fleet, p.Commit
+	}
+	return 0, ""
+}
+
+// Pinned implements cloud.Device.
+func (l linked) Pinned() error { return l.store.SetPin(nil) }
 
 // Settings implements cloud.Device.
 func (l linked) Settings() cloud.Settings { return l.settings() }
@@ -156,9 +169,14 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		commits[c.App] = c.Commit
 	}
 	out := map[string]any{}
-	for _, app := range s.Target().Apps {
-		if app.Commit == "" {
+	target := s.Target()
+	for _, app := range target.Apps {
+		refused, isRefused := target.Refused[app.UUID]
+		if app.Commit == "" && !isRefused {
 			continue
+		}
+		if appsjson.Provisional(app.UUID, int(app.ID)) {
+			continue // the server knows it by another name
 		}
 		services, states := map[string]any{}, []string{}
 		for _, svc := range app.Services {
@@ -171,7 +189,13 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 			states = append(states, x.Status)
 		}
 		status := st.UpdateStatus(states)
-		releases := map[string]any{app.Commit: map[string]any{"update_status": status, "services": services}}
+		releases := map[string]any{}
+		if app.Commit != "" {
+			releases[app.Commit] = map[string]any{"update_status": status, "services": services}
+		}
+		if isRefused {
+			releases[refused.Commit] = map[string]any{"update_status": "rejected", "services": map[string]any{}}
+		}
 		if bad, ok := s.rejectedCommit(app.UUID); ok && bad != app.Commit {
 			releases[bad] = map[string]any{"update_status": "rejected", "services": map[string]any{}}
 		}

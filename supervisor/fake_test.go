@@ -14,6 +14,7 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -36,6 +37,8 @@ type fake struct {
 	images     map[string]string
 	registry   map[string]bool // images that can be pulled
 	pulls      []string
+	deltas     map[string]bool // images that are deltas which this engine does not know
+	room       func() error    // that a pull finds
 	crashing   map[string]bool // images whose programs keep ending
 	sickly     map[string]bool // images whose programs never become healthy
 	listeners  []chan events.Message
@@ -253,7 +256,11 @@ func (f *fake) ImageInspect(_ context.Context, ref string, _ ...client.ImageInsp
 	if !ok {
 		return client.ImageInspectResult{}, notFound("image", ref)
 	}
-	return client.ImageInspectResult{InspectResponse: image.InspectResponse{ID: id}}, nil
+	res := image.InspectResponse{ID: id, Config: &dockerspec.DockerOCIImageConfig{}}
+	if f.deltas[ref] {
+		res.Config.Labels = map[string]string{"io.resin.delta.base": "sha256:01"}
+	}
+	return client.ImageInspectResult{InspectResponse: res}, nil
 }
 
 func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOptions) (client.ImagePullResponse, error) {
@@ -262,9 +269,15 @@ func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOption
 	if !f.registry[ref] {
 		return nil, fmt.Errorf("no registry has %s: %w", ref, cerrdefs.ErrNotFound)
 	}
+	if f.room != nil {
+		if err := f.room(); err != nil {
+			return nil, err
+		}
+	}
 	auth, _ := base64.URLEncoding.DecodeString(o.RegistryAuth)
 	f.pulls = append(f.pulls, ref+" "+string(auth))
-	f.images[ref] = "sha256:" + strings.Repeat(fmt.Sprintf("%02x", len(f.images)+1), 32)
+	f.n++
+	f.images[ref] = fmt.Sprintf("sha256:%064x", f.n)
 	f.changedLocked("image", "pull")
 	return pulled{io.NopCloser(strings.NewReader(""))}, nil
 }

@@ -73,6 +73,9 @@ func (s *Supervisor) cycle(ctx context.Context, id model.AppID, force bool, why 
 	if i < 0 {
 		return errdef.NotFound.Errorf("application %d is not in the target state", id)
 	}
+	if want.Apps[i].Frozen {
+		return errdef.Conflict.Errorf("application %d stays as it is, for its release was rejected; see /v2/state/status", id)
+	}
 	less := want
 	less.Apps = slices.Concat(want.Apps[:i], reduce(want.Apps[i]), want.Apps[i+1:])
 	if err := s.converge(ctx, less, force, id); err != nil {

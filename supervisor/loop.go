@@ -17,6 +17,9 @@ import (
 
 const (
 	maxRetry     = 5 * time.Minute
+	maxFullRetry = time.Hour        // a download that does not fit may have come half
+	roomPoll     = 10 * time.Second // whether it does now
+	maxDownloads = 3                // images at once
 	maxLockRetry = 10 * time.Second // looking at a lock costs nothing
 	handOverPoll = 200 * time.Millisecond
 	never        = time.Duration(1<<63 - 1)
@@ -27,6 +30,7 @@ type failure struct {
 	count int
 	until time.Time
 	err   error
+	full  int64 // bytes that were free when there was no room; 0 if that was not why
 }
 
 // poke makes the loop look again.
@@ -61,6 +65,7 @@ func (s *Supervisor) loop(ctx context.Context) {
 // again even if nothing happens. A waiting job ends it early.
 func (s *Supervisor) settle(ctx context.Context) time.Duration {
 	for ctx.Err() == nil {
+		s.protect()
 		want, force := s.wanted()
 		again, err := s.round(ctx, want, force, nil)
 		if err != nil {
@@ -92,7 +97,7 @@ func (s *Supervisor) engineTrouble(err error) time.Duration {
 
 // observe reads the engine and tells those who show it.
 func (s *Supervisor) observe(ctx context.Context, want plan.Want) (plan.Current, error) {
-	cur, err := observe.Observe(ctx, s.cfg.Engine, images(want))
+	cur, err := observe.Observe(ctx, s.cfg.Engine, images(want), s.store.EngineName)
 	if err != nil {
 		return cur, err
 	}
@@ -155,6 +160,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	defer s.mu.Unlock()
 	again = never
 	now := time.Now()
+	downloads := len(s.fetching)
 	for _, st := range steps {
 		if st.Kind == plan.Wait {
 			if st.Container != "" {
@@ -162,13 +168,28 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 			}
 			continue
 		}
-		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) {
+		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomier(f) {
 			again = min(again, f.until.Sub(now))
+			if f.full > 0 {
+				again = min(again, roomPoll)
+			}
 			continue
+		}
+		if st.Kind == plan.Fetch {
+			if downloads == maxDownloads {
+				continue // the end of one pokes the loop
+			}
+			downloads++
 		}
 		ready = append(ready, st)
 	}
 	return ready, max(again, time.Millisecond)
+}
+
+// roomier reports whether a download that found no room may find some now.
+func (s *Supervisor) roomier(f failure) bool {
+	const enough = 16 << 20 // bytes; logs come and go
+	return f.full > 0 && s.host.Free() > f.full+enough
 }
 
 func key(st plan.Step) string {
@@ -249,6 +270,9 @@ func (s *Supervisor) converged(want plan.Want) bool {
 	news := s.applying
 	s.applying, s.force, s.problem = false, false, ""
 	for _, app := range want.Apps {
+		if app.Frozen {
+			continue // nobody knows what it is in
+		}
 		news = news || s.commits[app.ID] != app.Commit
 		s.commits[app.ID] = app.Commit
 	}
@@ -287,7 +311,7 @@ func (s *Supervisor) do(ctx context.Context, r apply.Round, steps []plan.Step) {
 	var wg sync.WaitGroup
 	for _, st := range steps {
 		if st.Kind == plan.Fetch {
-			s.download(ctx, st)
+			s.download(ctx, r.Cur, st)
 			continue
 		}
 		wg.Go(func() { s.step(ctx, r, st) })
@@ -329,14 +353,17 @@ func (s *Supervisor) outcome(ctx context.Context, st plan.Step, err error) {
 		delete(s.failures, key(st))
 		return
 	}
-	limit := maxRetry
-	if errdef.Is(err, errdef.Busy) {
+	limit, full := maxRetry, int64(0)
+	switch {
+	case errdef.Is(err, errdef.Busy):
 		limit = maxLockRetry
+	case isFull(err):
+		limit, full = maxFullRetry, max(s.host.Free(), 1)
 	}
 	f := s.failures[key(st)]
 	delay := min(time.Second/2<<min(f.count, 12), limit)
 	first := f.err == nil || f.err.Error() != err.Error()
-	s.failures[key(st)] = failure{f.count + 1, time.Now().Add(delay), err}
+	s.failures[key(st)] = failure{f.count + 1, time.Now().Add(delay), err, full}
 	s.problem = err.Error()
 	if !first { // said once is enough
 		return

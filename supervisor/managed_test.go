@@ -1,6 +1,7 @@
 package supervisor_test
 
 import (
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -23,7 +24,8 @@ import (
 // API as a device calls.
 type fleet struct {
 	*httptest.Server
-	t *testing.T
+	t   *testing.T
+	mux *http.ServeMux // for more than that
 
 	mu         sync.Mutex // guards the fields below
 	n          int        // of the target
@@ -31,18 +33,28 @@ type fleet struct {
 	registered map[string]any
 	state      map[string]any // as reported
 	tags       map[string]string
+	pinned     []string // "release before poll 0"
+	polls      int
 	logs       []string
 }
 
 func newFleet(t *testing.T) *fleet {
-	f := &fleet{t: t, state: map[string]any{}, tags: map[string]string{}}
 	mux := http.NewServeMux()
+	f := &fleet{t: t, mux: mux, state: map[string]any{}, tags: map[string]string{}}
 	mux.HandleFunc("POST /device/register", f.register)
 	mux.HandleFunc("GET /device/v3/{uuid}/state", f.poll)
 	mux.HandleFunc("PATCH /device/v3/state", f.report)
 	mux.HandleFunc("POST /device/v2/{uuid}/log-stream", f.logStream)
 	mux.HandleFunc("GET /v7/device_tag", f.listTags)
 	mux.HandleFunc("PATCH /device/v3/tags", f.setTags)
+	mux.HandleFunc("GET /v7/release", func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Query().Get("$filter"), "(commit eq 'c1')") {
+			io.WriteString(w, `{"d":[{"id":10}]}`)
+			return
+		}
+		io.WriteString(w, `{"d":[]}`)
+	})
+	mux.HandleFunc("PATCH /v7/device(77)", f.pin)
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(f.Close)
 	return f
@@ -68,6 +80,7 @@ func (f *fleet) known(r *http.Request) bool {
 func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.polls++
 	etag := fmt.Sprintf(`"%d"`, f.n)
 	switch {
 	case !f.known(r):
@@ -78,6 +91,16 @@ func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
 		io.WriteString(w, strings.ReplaceAll(f.target, "UUID", r.PathValue("uuid")))
 	}
+}
+
+func (f *fleet) pin(_ http.ResponseWriter, r *http.Request) {
+	var body map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("pin: %v", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pinned = append(f.pinned, fmt.Sprintf("%v before poll %d", body["is_pinned_on__release"], f.polls))
 }
 
 func (f *fleet) report(w http.ResponseWriter, r *http.Request) {
@@ -180,12 +203,16 @@ type managed struct {
 
 func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 	t.Helper()
-	m := &managed{f: newFleet(t), engine: newFake(), dir: t.TempDir(), boot: t.TempDir(), tmp: t.TempDir()}
+	engine, given := cfg.Engine.(*fake)
+	if !given {
+		engine = newFake()
+	}
+	m := &managed{f: newFleet(t), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: t.TempDir(), tmp: t.TempDir()}
 	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
 		m.engine.registry[ref] = true
 	}
 	m.f.wants(first)
-	config := fmt.Sprintf(`{"apiEndpoint":%q,"apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
+	config := fmt.Sprintf(`{"apiEndpoint":%[1]q,"deltaEndpoint":"%[1]s/deltas","apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
 	if err := os.WriteFile(filepath.Join(m.boot, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -511,4 +538,18 @@ func TestANewDeviceStartsWithWhatCameWithTheMedium(t *testing.T) {
 			t.Error("a wrong file is taken for used")
 		}
 	})
+}
+
+// ids are the containers that run.
+func (m *managed) ids() string {
+	m.engine.mu.Lock()
+	defer m.engine.mu.Unlock()
+	var out []string
+	for id, c := range m.engine.containers {
+		if c.State.Status == "running" {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
 }

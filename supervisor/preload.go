@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,13 +8,14 @@ import (
 	"syscall"
 
 	"github.com/minke-os/minke/internal/durable"
-	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/state"
 )
 
 // preload takes up the target of a device that was never given one: apps.json,
-// which was put beside the images when the medium was written. Its form is that
-// of balena preload: a target state of version 3 without the device's identity.
+// which was put beside the images when the medium was written; see package
+// appsjson for its forms. With pinDevice the device stays in that release: the
+// fleet server is told before it is asked for another.
 //
 // It is used once. The file is then called apps.json.preloaded, with {} in its
 // place. One that is wrong stays, and is said to be wrong at every start.
@@ -31,24 +31,14 @@ func (s *Supervisor) preload() error {
 	if err != nil {
 		return err
 	}
-	var file struct {
-		Name   string                     `json:"name,omitempty"`
-		Config json.RawMessage            `json:"config,omitempty"`
-		Apps   map[string]json.RawMessage `json:"apps"`
-	}
-	if err := json.Unmarshal(data, &file); err != nil {
-		return errdef.Invalid.Errorf("%s: %w", path, err)
+	file, err := appsjson.Parse(data)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	if len(file.Apps) == 0 {
 		return nil
 	}
-	for id, raw := range file.Apps {
-		var app struct{ Releases map[string]json.RawMessage }
-		if err := json.Unmarshal(raw, &app); err != nil || len(app.Releases) == 0 {
-			return errdef.Invalid.Errorf("%s: apps.%s has no releases; want a target state of version 3, as balena preload writes it", path, id)
-		}
-	}
-	body, err := json.Marshal(map[string]any{s.store.UUID(): file})
+	body, err := file.Body(s.store.UUID())
 	if err != nil {
 		return err
 	}
@@ -57,9 +47,12 @@ func (s *Supervisor) preload() error {
 	}
 	want, _ := s.wanted()
 	for _, ref := range images(want) { // ours to remove when nobody wants them any more
-		if err := s.store.SetImage(ref, true); err != nil {
+		if err := s.store.SetImage(ref, ref); err != nil {
 			return err
 		}
+	}
+	if err := s.store.SetPin(file.Pin); err != nil {
+		return err
 	}
 	if err := s.store.SetTarget(state.SourcePreload, body); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -119,6 +120,10 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 			st.Trial = max(time.Until(t.started.Add(t.limit)), time.Second)
 		}
 	}
+	if text := refusedText(s.target); text != "" {
+		st.Failed = true
+		st.Problem = cmp.Or(st.Problem, text)
+	}
 	if undone != "" && st.Problem == "" {
 		st.Problem = "rolled back to the release before: " + undone
 	}
@@ -172,9 +177,19 @@ func (s *Supervisor) imageLocked(app model.App, svc model.Service, cur plan.Curr
 		img.Status = "Downloaded"
 	default:
 		zero := 0
-		img.Status, img.Progress = "Downloading", &zero
+		img.Status, img.Progress, img.Problem = "Downloading", &zero, s.fetchProblemLocked(svc.Image)
 	}
 	return img
+}
+
+// fetchProblemLocked is why an image could not be downloaded.
+func (s *Supervisor) fetchProblemLocked(ref string) string {
+	for k, f := range s.failures {
+		if strings.HasPrefix(k, string(plan.Fetch)+"/") && strings.HasSuffix(k, "/"+ref) {
+			return f.err.Error()
+		}
+	}
+	return ""
 }
 
 // engineInterfaces are interfaces that containers, not people, reach a device by.

@@ -1,6 +1,8 @@
 // Package supervisor keeps the applications of one device as their target
 // state wants them. It is the state engine and the wiring of its parts:
 //
+//	appsjson what came with the medium; pure
+//	contract what services require of the device; pure
 //	model    the target state, and what it means in engine objects
 //	observe  what the engine has
 //	plan     what to do next; pure
@@ -11,6 +13,7 @@
 //	api      the Supervisor API on port 48484
 //	cloud    the link to a fleet server, on a device that has one
 //	bootconfig, host   config.json, and what of the host we may change
+//	firewall who reaches the API, and the host
 //
 // It knows the engine as a Docker API client only, so that it works the same
 // inside minked and beside a stock Docker. One goroutine decides and acts;
@@ -42,6 +45,7 @@ import (
 	"github.com/minke-os/minke/supervisor/apply"
 	"github.com/minke-os/minke/supervisor/bootconfig"
 	"github.com/minke-os/minke/supervisor/cloud"
+	"github.com/minke-os/minke/supervisor/firewall"
 	"github.com/minke-os/minke/supervisor/host"
 	"github.com/minke-os/minke/supervisor/lock"
 	"github.com/minke-os/minke/supervisor/logs"
@@ -59,14 +63,20 @@ type Engine interface {
 	observe.Engine
 	apply.Engine
 	logs.Engine
+	Puller
 	Events(context.Context, client.EventsListOptions) client.EventsResult
-	ImagePull(context.Context, string, client.ImagePullOptions) (client.ImagePullResponse, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
+}
+
+// A Puller is the part of a Docker API client that downloads images.
+type Puller interface {
+	ImagePull(context.Context, string, client.ImagePullOptions) (client.ImagePullResponse, error)
 }
 
 // Config is what a supervisor is made of. Engine and Dir are needed.
 type Config struct {
 	Engine       Engine
+	Background   Puller   // the same engine, for pulls that give way to what runs; Engine if nil
 	Dir          string   // durable state
 	Listen       []string // host:port; nil for loopback and the supervisor's own network
 	HostTmp      string   // update locks; /tmp/balena-supervisor if empty
@@ -74,9 +84,10 @@ type Config struct {
 	Preload      string   // apps.json, for a device that was never given a target; "" for none
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
-	SystemBus    string            // address of the system D-Bus; the usual one if empty
-	LED          string            // brightness file of the LED that blinks
-	Transport    http.RoundTripper // to the fleet server; nil for the usual one
+	SystemBus    string                     // address of the system D-Bus; the usual one if empty
+	LED          string                     // brightness file of the LED that blinks
+	Transport    http.RoundTripper          // to the fleet server; nil for the usual one
+	Firewall     func(firewall.Rules) error // makes the host's; nil for none
 	Logger       *slog.Logger
 }
 
@@ -94,6 +105,8 @@ type Supervisor struct {
 	wake    chan struct{} // capacity 1: look again
 	jobs    chan job
 	gateway gateway
+	turn    chan struct{}   // capacity 1: held by the pull that gives way
+	wall    *firewall.Rules // the loop's: as they were made last; nil before
 
 	mu       sync.Mutex // guards the fields below
 	boot     boot
@@ -117,6 +130,9 @@ type Supervisor struct {
 func New(cfg Config) *Supervisor {
 	cfg.HostTmp = cmp.Or(cfg.HostTmp, "/tmp/balena-supervisor")
 	cfg.EngineSocket = cmp.Or(cfg.EngineSocket, "/var/run/docker.sock")
+	if cfg.Background == nil {
+		cfg.Background = cfg.Engine
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -130,6 +146,7 @@ func New(cfg Config) *Supervisor {
 		wake:     make(chan struct{}, 1),
 		jobs:     make(chan job),
 		gateway:  gateway{ready: make(chan struct{}, 1)},
+		turn:     make(chan struct{}, 1),
 		doing:    map[string]string{},
 		fetching: map[string]*download{},
 		failures: map[string]failure{}, reasons: map[string]api.Reason{},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/model"
@@ -106,7 +107,11 @@ func (s *Supervisor) adoptCloud(body []byte) error {
 	} else if err := s.store.SetLocal(nil); err != nil {
 		return err
 	}
-	return s.adopt(target, body, false)
+	target, held := s.meetContracts(target)
+	if err := s.adopt(target, body, false); err != nil {
+		return err
+	}
+	return s.store.SetHeld(held)
 }
 
 // adoptLocal does so with one that was posted. On a managed device the server's
@@ -115,6 +120,11 @@ func (s *Supervisor) adoptLocal(body []byte) error {
 	target, err := model.ParseLocal(body)
 	if err != nil {
 		return err
+	}
+	// A person who posts a target can be told at once.
+	target = target.Meet(s.offers(), func(string) (model.App, bool) { return model.App{}, false })
+	if len(target.Refused) > 0 {
+		return errdef.Invalid.Errorf("%s", refusedText(target))
 	}
 	var top struct {
 		Force any `json:"force"`
@@ -135,6 +145,10 @@ func (s *Supervisor) forgetStops() error {
 	want, _ := s.wanted()
 	gone := want.Stopped
 	for _, app := range want.Apps {
+		if app.Frozen {
+			prefix := serviceKey(app.ID, "")
+			maps.DeleteFunc(gone, func(k string, _ bool) bool { return strings.HasPrefix(k, prefix) })
+		}
 		for _, svc := range app.Services {
 			delete(gone, serviceKey(app.ID, svc.Service))
 		}
@@ -156,6 +170,7 @@ func (s *Supervisor) adopt(target model.Target, body []byte, force bool) error {
 			}
 		}
 	}
+	s.sayContracts(target)
 	trial, err := s.newTrial(target, body)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/firewall"
 )
 
 // retrySupervisor is how long a supervisor that failed is left alone.
@@ -56,9 +57,14 @@ func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*superviso
 	if err != nil {
 		return nil, err
 	}
+	quiet, err := client.New(append(opts, client.WithHTTPHeaders(map[string]string{"X-Minke-Priority": "low"}))...)
+	if err != nil {
+		return nil, err
+	}
 	return supervisor.New(supervisor.Config{
-		Engine: c, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
+		Engine: c, Background: quiet, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
 		BootDir: cfg.BootDir, Preload: cfg.preload(), LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
+		Firewall: firewall.Apply,
 	}), nil
 }
 

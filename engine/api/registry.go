@@ -19,10 +19,13 @@ import (
 	"github.com/minke-os/minke/oci"
 )
 
+// priorityHeader is ours: "low" has a pull give way to everything else.
+const priorityHeader = "X-Minke-Priority"
+
 // imagePull answers POST /images/create?fromImage=.
 func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	o := engine.PullOptions{Credentials: credentialsOf(r)}
+	o := engine.PullOptions{Credentials: credentialsOf(r), Background: r.Header.Get(priorityHeader) == "low"}
 	if p := q.Get("platform"); p != "" {
 		var err error
 		if o.Platform, err = oci.ParsePlatform(p); err != nil {

@@ -80,6 +80,9 @@ func (p *pulling) layers(ctx context.Context) error {
 	if err := p.findDeltas(ctx, missing); err != nil {
 		return err
 	}
+	if err := p.s.c.store.Room(size(missing)); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	q := &queue{p: p, layers: missing}
@@ -97,6 +100,20 @@ func (p *pulling) layers(ctx context.Context) error {
 		chain = oci.Chain(chain, p.diffs[i])
 	}
 	return nil
+}
+
+// size is what layers take on the disk at the least: as much as on the line.
+// Content that is here already may make that wrong, but compression makes up
+// for it.
+func size(layers []*layer) (n int64) {
+	for _, l := range layers {
+		if l.delta != nil {
+			n += l.delta.Size
+		} else {
+			n += l.Size
+		}
+	}
+	return n
 }
 
 // present is how many layers from the bottom are here, and keeps them here.
@@ -141,10 +158,18 @@ func (p *pulling) missing(present int) ([]*layer, error) {
 		l.say("Pulling fs layer")
 		out = append(out, l)
 	}
-	for i := p.s.c.o.Downloads; i < len(out); i++ {
+	for i := p.downloads(); i < len(out); i++ {
 		out[i].say("Waiting")
 	}
 	return out, nil
+}
+
+// downloads is how many layers are on their way at once.
+func (p *pulling) downloads() int {
+	if p.o.Background {
+		return 1
+	}
+	return p.s.c.o.Downloads
 }
 
 // A queue fetches layers ahead of those that are added.
@@ -164,7 +189,7 @@ func (q *queue) stop() {
 
 // fill starts fetches until enough are on their way.
 func (q *queue) fill(ctx context.Context) {
-	for n := len(q.fetches); n < min(q.p.s.c.o.Downloads, len(q.layers)); n++ {
+	for n := len(q.fetches); n < min(q.p.downloads(), len(q.layers)); n++ {
 		var f *fetch // not of a layer that a delta makes
 		if l := q.layers[n]; l.delta == nil {
 			f = q.start(ctx, l)

@@ -21,6 +21,7 @@ type PullOptions struct {
 	Host        oci.Platform // oci.Host() if empty
 	Credentials Credentials
 	NoDeltas    bool           // fetch layers whole
+	Background  bool           // one layer at a time: nobody waits for it
 	Progress    func(Progress) // called from several goroutines; may be nil
 }
 

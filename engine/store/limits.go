@@ -33,12 +33,10 @@ func (a *adding) room(n int64) error {
 		return nil
 	}
 	a.fresh = 0
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(a.s.dir.Fd()), &st); err != nil {
-		return os.NewSyscallError("fstatfs", err)
+	total, free, err := a.s.space()
+	if err != nil {
+		return err
 	}
-	block := int64(st.Bsize)
-	total, free := int64(st.Blocks)*block, int64(st.Bavail)*block
 	if a.limit == 0 {
 		a.limit = a.s.maxLayer
 		if a.limit == 0 {
@@ -46,10 +44,36 @@ func (a *adding) room(n int64) error {
 		}
 		a.most = a.limit
 	}
-	if reserve := min(total/reservePart, maxReserve); free < reserve {
+	if free < reserve(total) {
 		return fmt.Errorf("%w: only %d MB are free below %s; remove images (docker image prune) or volumes", unix.ENOSPC, free>>20, a.s.root)
 	}
 	return nil
+}
+
+// Room reports unix.ENOSPC if the disk cannot take n bytes and keep its
+// reserve.
+func (s *Store) Room(n int64) error {
+	total, free, err := s.space()
+	if err != nil {
+		return err
+	}
+	if free-reserve(total) < n {
+		return fmt.Errorf("%w: at least %d MB more are needed, and %d MB are free below %s, of which %d MB stay in reserve; remove images (docker image prune) or volumes",
+			unix.ENOSPC, (n+1<<20-1)>>20, free>>20, s.root, reserve(total)>>20)
+	}
+	return nil
+}
+
+func reserve(total int64) int64 { return min(total/reservePart, maxReserve) }
+
+// space is the disk's size and what of it is free, in bytes.
+func (s *Store) space() (total, free int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(s.dir.Fd()), &st); err != nil {
+		return 0, 0, os.NewSyscallError("fstatfs", err)
+	}
+	block := int64(st.Bsize)
+	return int64(st.Blocks) * block, int64(st.Bavail) * block, nil
 }
 
 // allow takes n bytes from what the layer may still grow to.

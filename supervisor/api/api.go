@@ -127,7 +127,8 @@ type Image struct {
 	ReleaseImage int
 	EngineID     string
 	Status       string
-	Progress     *int // per cent, nil when there is none
+	Progress     *int   // per cent, nil when there is none
+	Problem      string // why it does not come
 }
 
 // A Commit is the release of an application that has settled last.

@@ -117,7 +117,9 @@ type serviceState struct {
 	DownloadProgress *int   `json:"downloadProgress"`
 	ReleaseID        int    `json:"releaseId"`
 
-	// Ours: why it was stopped or replaced last, since the supervisor began.
+	// Ours: why its image does not come, and why it was stopped or replaced
+	// last, since the supervisor began.
+	Error    string `json:"error,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	ReasonAt string `json:"reasonAt,omitempty"`
 }
@@ -145,7 +147,7 @@ func (s *server) appsState(w http.ResponseWriter, r *request) error {
 		var states []string
 		for _, svc := range app.Services {
 			x := st.Service(app, svc)
-			one := serviceState{Status: x.Status, Image: svc.Image, DownloadProgress: x.Progress, ReleaseID: x.Release}
+			one := serviceState{Status: x.Status, Image: svc.Image, DownloadProgress: x.Progress, ReleaseID: x.Release, Error: x.Problem}
 			if why, ok := st.Reasons[plan.ServiceKey(app.ID, svc.Name)]; ok {
 				one.Reason, one.ReasonAt = why.Why, isoTime(why.At)
 			}
@@ -164,6 +166,7 @@ type ServiceState struct {
 	Status   string
 	Progress *int // of a download, per cent
 	Release  int
+	Problem  string // why its image does not come
 }
 
 // Service finds what a service of the target is doing.
@@ -171,7 +174,7 @@ func (st Status) Service(app model.App, svc model.Service) ServiceState {
 	out := ServiceState{Status: "Downloading", Release: app.ReleaseID}
 	for _, i := range st.Images {
 		if i.App == app.ID && i.Service == svc.Name {
-			out.Status, out.Progress = i.Status, i.Progress
+			out.Status, out.Progress, out.Problem = i.Status, i.Progress, i.Problem
 		}
 	}
 	for _, m := range st.Missing {

@@ -2,10 +2,12 @@
 // balenaCloud, openBalena, or another.
 //
 //	provision   register the device, once
+//	pin         name the release that it came with, once
 //	poll        ask for the target state
 //	report      say what runs
 //	logs        send what containers and the supervisor say
 //	tags        send the device's tags
+//	delta       ask for what makes one image of another, when told to
 //
 // A Link only carries: what a target means and what a report says is its
 // Device's business. Without a network it waits and tries again, ever less
@@ -42,13 +44,15 @@ import (
 type Identity struct {
 	Endpoint     string // of the API, such as https://api.example
 	LogsEndpoint string // of the log stream; Endpoint if empty
-	UUID         string
-	Key          string // the device's own
-	Provisioning string // key to register with; gone afterwards
-	Fleet        int    // application
-	DeviceType   string
-	ID           int  // the server's number of the device, 0 before registration
-	Registered   bool // all of it is done
+	// DeltaEndpoint is of the server that makes deltas; "" for none.
+	DeltaEndpoint string
+	UUID          string
+	Key           string // the device's own
+	Provisioning  string // key to register with; gone afterwards
+	Fleet         int    // application
+	DeviceType    string
+	ID            int  // the server's number of the device, 0 before registration
+	Registered    bool // all of it is done
 }
 
 // Settings are what the target state says of the link itself.
@@ -67,6 +71,11 @@ type Device interface {
 	// Reborn makes another identity, for a server that does not know this one
 	// and will not have it.
 	Reborn() error
+	// Pin is the release, and its fleet, that the server is to keep the device
+	// in; commit is empty if there is none. Pinned says that the server knows, or
+	// has no such release.
+	Pin() (fleet int, commit string)
+	Pinned() error
 	Settings() Settings
 	// SetTarget takes the answer to a poll. An error means that it is refused.
 	SetTarget(body []byte) error
@@ -252,6 +261,9 @@ func statusOf(err error) int {
 
 // poll asks for the target state, again and again.
 func (l *Link) poll(ctx context.Context) {
+	if !l.pin(ctx) {
+		return
+	}
 	failures := 0
 	if s := l.cfg.Device.Settings(); !s.Instant && !pause(ctx, s.Interval, l.asked) {
 		return

@@ -113,6 +113,8 @@ type device struct {
 	lines    chan logs.Message
 	since    []time.Time
 	reborn   int
+	fleet    int // to be pinned
+	commit   string
 }
 
 func newDevice() *device {
@@ -129,6 +131,14 @@ func (d *device) Registered(id int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.id.ID, d.id.Registered, d.id.Provisioning = id, true, ""
+	return nil
+}
+
+func (d *device) Pin() (int, string) { d.mu.Lock(); defer d.mu.Unlock(); return d.fleet, d.commit }
+func (d *device) Pinned() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.commit = ""
 	return nil
 }
 

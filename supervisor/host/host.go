@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,6 +59,16 @@ func (h *Host) Updating() bool {
 		}
 	}
 	return false
+}
+
+// Kernel is the kernel's name and release, such as Linux and 6.1.77-v8; empty
+// where /proc does not tell.
+func (h *Host) Kernel() (name, release string) {
+	read := func(file string) string {
+		data, _ := os.ReadFile(h.o.Root + "/proc/sys/kernel/" + file)
+		return strings.TrimSpace(string(data))
+	}
+	return read("ostype"), read("osrelease")
 }
 
 func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {

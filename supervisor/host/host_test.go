@@ -72,3 +72,11 @@ func TestAnUpdateOfTheHostThatWaitsIsSeen(t *testing.T) {
 		t.Error("a host with a breadcrumb does not wait")
 	}
 }
+
+func TestTheKernelIsRead(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, map[string]string{"proc/sys/kernel/ostype": "Linux\n", "proc/sys/kernel/osrelease": "4.9.140-l4t-r32.2\n"})
+	if name, release := New(Options{Root: root}).Kernel(); name != "Linux" || release != "4.9.140-l4t-r32.2" {
+		t.Errorf("Kernel = %q, %q", name, release)
+	}
+}

@@ -41,6 +41,16 @@ func (h *Host) Metrics() map[string]any {
 	return out
 }
 
+// Free is how many bytes the data partition still takes; 0 if that cannot be
+// told.
+func (h *Host) Free() int64 {
+	var st unix.Statfs_t
+	if h.o.Data == "" || unix.Statfs(h.o.Data, &st) != nil {
+		return 0
+	}
+	return int64(st.Bavail) * int64(st.Bsize)
+}
+
 // cpuUsage is since the last call.
 func (h *Host) cpuUsage() (int, bool) {
 	data, err := os.ReadFile(h.o.Root + "/proc/stat")

@@ -26,7 +26,10 @@ const (
 // names the service and field that cannot be done; fields that are merely
 // ignored are in the specs' warnings.
 func Compose(app App, dev Device) (AppSpec, error) {
-	out := AppSpec{ID: app.ID, UUID: app.UUID, Name: app.Name, Commit: app.Commit}
+	out := AppSpec{ID: app.ID, UUID: app.UUID, Name: app.Name, Commit: app.Commit, Frozen: app.Frozen}
+	if app.Frozen {
+		return out, nil
+	}
 	for _, s := range app.Services {
 		spec, err := compose(app, s, dev)
 		if err != nil {
@@ -343,6 +346,9 @@ func (c *composer) depend(service string, cond Condition) {
 		c.fail("depends_on."+service, "unknown condition %q", cond)
 	}
 	same := func(d Dependency) bool { return d.Service == service }
+	if slices.Contains(c.app.Absent, service) {
+		return // what cannot run here is nothing to wait for
+	}
 	if !slices.ContainsFunc(c.spec.DependsOn, same) {
 		c.spec.DependsOn = append(c.spec.DependsOn, Dependency{service, cond})
 	}

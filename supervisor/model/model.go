@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/minke-os/minke/supervisor/contract"
 )
 
 // An AppID is the number a fleet server gives an application; local mode
@@ -32,6 +34,10 @@ type Target struct {
 	Name   string            // the device's
 	Config map[string]string // without the BALENA_ or RESIN_ prefix
 	Apps   []App             // by ID
+	// Refused are releases that this device cannot run, by the UUID of their
+	// application. Apps has what it keeps instead; see Meet.
+	Refused map[string]Refusal
+	LeftOut []string // why optional services are not in Apps
 }
 
 // An App is one application in one release.
@@ -42,6 +48,8 @@ type App struct {
 	Commit    string
 	ReleaseID int
 	IsHost    bool
+	Frozen    bool                      // whatever the device has of it stays as it is
+	Absent    []string                  // optional services that this device cannot run
 	Services  []Service                 // by name
 	Networks  map[string]map[string]any // compose bodies
 	Volumes   map[string]map[string]any
@@ -57,6 +65,7 @@ type Service struct {
 	Environment map[string]string
 	Labels      map[string]string
 	Composition map[string]any // keys in snake_case
+	Contract    contract.Contract
 }
 
 // App finds an application by ID.

@@ -22,6 +22,9 @@ func (c *composer) network() {
 		c.spec.NetworkOf = other
 		c.spec.Host.NetworkMode = container.NetworkMode(mode) // the ID is known only when it runs
 		c.depend(other, Started)
+		if slices.Contains(c.app.Absent, other) {
+			c.fail("network_mode", "the service %s, whose contract this device does not meet, has no network to share", other)
+		}
 	case strings.HasPrefix(mode, "container:"):
 		c.fail("network_mode", "%q names a container that may be replaced at any time; use service:<name>", mode)
 	case mode == "host" || mode == "none" || mode == "bridge":

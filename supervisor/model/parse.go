@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/contract"
 )
 
 var (
@@ -259,6 +260,10 @@ func (p *parser) service(name string, m map[string]any, path string) Service {
 		Running:     m["running"] == nil || Truthy(m["running"]),
 		Environment: p.pairs(m, "environment", path, envKey),
 		Labels:      p.pairs(m, "labels", path, labelKey),
+	}
+	var err error
+	if s.Contract, err = contract.Parse(m["contract"]); err != nil {
+		p.problems = append(p.problems, path+"."+err.Error())
 	}
 	if !objName.MatchString(name) {
 		p.fail(path, "service name %q: want letters, digits, '_', '.', '-'", name)

@@ -36,6 +36,7 @@ type AppSpec struct {
 	UUID     string
 	Name     string
 	Commit   string
+	Frozen   bool   // whatever there is of it stays as it is
 	Services []Spec // by name
 	Networks []NetworkSpec
 	Volumes  []VolumeSpec

@@ -34,8 +34,9 @@ type Engine interface {
 	ImageInspect(context.Context, string, ...client.ImageInspectOption) (client.ImageInspectResult, error)
 }
 
-// Observe lists what the engine has, and which of the images are present.
-func Observe(ctx context.Context, e Engine, images []string) (plan.Current, error) {
+// Observe lists what the engine has, and which of the images are present; name
+// is by which name the engine has one.
+func Observe(ctx context.Context, e Engine, images []string, name func(ref string) string) (plan.Current, error) {
 	var cur plan.Current
 	var err error
 	if cur.Containers, err = containers(ctx, e); err != nil {
@@ -49,7 +50,7 @@ func Observe(ctx context.Context, e Engine, images []string) (plan.Current, erro
 	}
 	cur.Images = map[string]string{}
 	for _, ref := range images {
-		img, err := e.ImageInspect(ctx, ref)
+		img, err := e.ImageInspect(ctx, name(ref))
 		if cerrdefs.IsNotFound(err) {
 			continue
 		}

@@ -18,6 +18,7 @@
 //     the application's update lock is ours
 //   - a service starts after what it depends on
 //   - volumes are removed only when their definition changed
+//   - nothing is done to an application that is frozen
 package plan
 
 import (
@@ -172,7 +173,9 @@ func Next(want Want, cur Current, f Facts) []Step {
 	var steps []Step
 	for _, app := range want.Apps {
 		p := newAppPlan(app, want.Stopped, cur, f)
-		p.run()
+		if !app.Frozen {
+			p.run()
+		}
 		steps = append(steps, p.finish()...)
 	}
 	for _, gone := range goneApps(want, cur, f) {

@@ -2,9 +2,11 @@
 //
 //	target.json   the target state as it was received
 //	good.json     the last one that worked, to go back to
+//	held.json     applications in the release that ran before one that this
+//	              device cannot run
 //	local.json    the one posted to this device while a fleet server manages it
 //	device.json   the device's identity, API keys, services a person stopped,
-//	              tags for the server, images that we brought
+//	              tags and a pin for the server, images that we brought
 //
 // Everything else is computed from the engine. Each file is replaced
 // atomically (package durable) and only when its content changes: flash wears.
@@ -18,6 +20,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -34,6 +37,7 @@ import (
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/model"
 )
 
@@ -42,8 +46,8 @@ const version = 1
 // A Target is the last accepted target state, in the bytes it came in.
 type Target struct {
 	Version int             `json:"version"`
-	Source  string          `json:"source"` // local, or the fleet server's address
-	Body    json.RawMessage `json:"body"`
+	Source  string          `json:"source"`         // local, or the fleet server's address
+	Body    json.RawMessage `json:"body,omitempty"` // null would come back as four letters
 }
 
 // Sources that are no server.
@@ -61,8 +65,10 @@ type device struct {
 	Stopped   []string          `json:"stopped,omitempty"`  // app/service
 	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
 	Images    []string          `json:"images,omitempty"`   // references that we pulled
+	Names     map[string]string `json:"names,omitempty"`    // the engine's, of images that came as deltas, by reference
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
+	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
 }
 
 // A Store is the directory.
@@ -74,6 +80,7 @@ type Store struct {
 	target  Target
 	local   Target
 	good    Target
+	held    Target
 	written map[string][]byte
 }
 
@@ -97,6 +104,9 @@ func Open(dir, uuid string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if err := s.load("good.json", &s.good, func() int { return s.good.Version }, log); err != nil {
+		return nil, err
+	}
+	if err := s.load("held.json", &s.held, func() int { return s.held.Version }, log); err != nil {
 		return nil, err
 	}
 	s.dev.Version = version
@@ -202,6 +212,40 @@ func (s *Store) SetLocal(body []byte) error {
 	return nil
 }
 
+// Held are applications that run in an earlier release than the target's, by
+// UUID, as a target of version 3 has them.
+func (s *Store) Held() map[string]json.RawMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var apps map[string]json.RawMessage
+	if json.Unmarshal(s.held.Body, &apps) != nil { // empty, or not ours
+		return nil
+	}
+	return apps
+}
+
+// SetHeld remembers them.
+func (s *Store) SetHeld(apps map[string]json.RawMessage) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(apps) == 0 && s.held.Body == nil {
+		return nil
+	}
+	t := Target{Version: version}
+	if len(apps) > 0 {
+		body, err := json.Marshal(apps)
+		if err != nil {
+			return err
+		}
+		t.Body = body
+	}
+	if err := s.write("held.json", t); err != nil {
+		return fmt.Errorf("store applications that stay as they are: %w", err)
+	}
+	s.held = t
+	return nil
+}
+
 // Good is the last target that worked, nil if there is none.
 func (s *Store) Good() []byte {
 	s.mu.Lock()
@@ -233,6 +277,22 @@ func (s *Store) SetRejected(hash, reason string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dev.Rejected, s.dev.Reason = hash, reason
+	return s.saveDevice()
+}
+
+// Pin is the release that the device is to stay in, of which the server has not
+// been told yet; nil if there is none.
+func (s *Store) Pin() *appsjson.Pin {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Pin
+}
+
+// SetPin remembers one; nil forgets it.
+func (s *Store) SetPin(p *appsjson.Pin) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Pin = p
 	return s.saveDevice()
 }
 
@@ -314,18 +374,35 @@ func (s *Store) Images() []string {
 	return slices.Clone(s.dev.Images)
 }
 
-// SetImage remembers, or forgets, that we pulled a reference.
-func (s *Store) SetImage(ref string, pulled bool) error {
+// SetImage remembers that we pulled a reference, and by which name the engine
+// has it; "" forgets it.
+func (s *Store) SetImage(ref, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at, had := slices.BinarySearch(s.dev.Images, ref)
 	switch {
-	case pulled && !had:
+	case name != "" && !had:
 		s.dev.Images = slices.Insert(slices.Clone(s.dev.Images), at, ref)
-	case !pulled && had:
+	case name == "" && had:
 		s.dev.Images = slices.Delete(slices.Clone(s.dev.Images), at, at+1)
 	}
+	names := maps.Clone(s.dev.Names)
+	delete(names, ref)
+	if name != "" && name != ref {
+		if names == nil {
+			names = map[string]string{}
+		}
+		names[ref] = name
+	}
+	s.dev.Names = names
 	return s.saveDevice()
+}
+
+// EngineName is the name by which the engine has a reference's image.
+func (s *Store) EngineName(ref string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.dev.Names[ref], ref)
 }
 
 // EnsureKeys makes API keys for the services that have none.

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -109,5 +111,23 @@ func TestANewerFormatIsNotTouched(t *testing.T) {
 	}
 	if _, err := Open(dir, "", slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("Open reads a format it does not know")
+	}
+}
+
+func TestWhatIsForgottenStaysForgotten(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	apps := map[string]json.RawMessage{"aaaa": json.RawMessage(`{"id":1}`)}
+	if err := errors.Join(s.SetHeld(apps), s.SetLocal([]byte(`{}`))); err != nil {
+		t.Fatal(err)
+	}
+	if got := open(t, dir).Held(); string(got["aaaa"]) != `{"id":1}` {
+		t.Errorf("Held = %s", got)
+	}
+	if err := errors.Join(s.SetHeld(nil), s.SetLocal(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if r := open(t, dir); len(r.Held()) != 0 || r.Local().Body != nil {
+		t.Errorf("Held = %v and Local = %q after both are forgotten", r.Held(), r.Local().Body)
 	}
 }
