@@ -154,6 +154,26 @@ func FuzzCreateRequest(f *testing.F) {
 	})
 }
 
+// A configuration that came with an image is as foreign as a client's.
+func FuzzImageConfig(f *testing.F) {
+	f.Add([]byte(`{"architecture":"arm","config":{"User":"a:b","ExposedPorts":{"80/tcp":{},"x":{}},"Env":["A","=b"],"Entrypoint":[""],"Volumes":{"/v":{},"..":{}},"WorkingDir":"w","Healthcheck":{"Test":["CMD-SHELL"],"Interval":-1,"Retries":-1},"StopSignal":"x"},"history":[{}],"rootfs":{"diff_ids":[]}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var img dockerspec.DockerOCIImage
+		if json.Unmarshal(raw, &img) != nil {
+			return
+		}
+		containerConfig(img.Config)
+		cfg := withImageDefaults(container.Config{Image: "a"}, img.Config)
+		if checkConfig(&cfg) != nil {
+			return
+		}
+		r := record{ID: "a", Config: &cfg, Host: &container.HostConfig{PublishAllPorts: true}}
+		probeCommand(&r)
+		wantedPorts(&r)
+		spec.Generate(spec.Input{ID: "a", Config: &cfg, Host: r.Host, Args: []string{"a"}, Root: "/nosuch"})
+	})
+}
+
 func FuzzDetachKeys(f *testing.F) {
 	f.Add("ctrl-p,ctrl-q")
 	f.Add("a,,ctrl-")
