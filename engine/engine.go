@@ -44,7 +44,6 @@ import (
 	"github.com/minke-os/minke/engine/internal/volume"
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
-	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/runtime"
 )
 
@@ -87,18 +86,19 @@ type Engine struct {
 	id      string
 	started time.Time
 
-	db         *bbolt.DB
-	buildCache *buildcache.Cache
-	images     *store.Store
-	registry   atomic.Pointer[registry.Client] // replaced by Reload
-	settings   atomic.Pointer[Settings]        // likewise
-	net        *network.Host
-	volumes    *volume.Store
-	rt         *runtime.Monitor
-	events     events.Broker
-	filters    spec.SeccompCache
-	disks      *disk.Watch
-	devices    device.Host
+	db          *bbolt.DB
+	lostRecords bool // some could not be read when the engine opened
+	buildCache  *buildcache.Cache
+	images      *store.Store
+	registry    atomic.Pointer[registry.Client] // replaced by Reload
+	settings    atomic.Pointer[Settings]        // likewise
+	net         *network.Host
+	volumes     *volume.Store
+	rt          *runtime.Monitor
+	events      events.Broker
+	filters     spec.SeccompCache
+	disks       *disk.Watch
+	devices     device.Host
 
 	users *remap // nil without user namespaces
 
@@ -143,13 +143,9 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 			e.Close()
 		}
 	}()
-	path := filepath.Join(cfg.DataRoot, "minke.db")
-	e.db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second, FreelistType: bbolt.FreelistMapType})
-	if errors.Is(err, bbolt.ErrTimeout) {
-		return nil, errdef.Busy.Errorf("data root %s is in use by another minked; stop it or choose another --data-root", cfg.DataRoot)
-	}
+	e.db, e.lostRecords, err = openDatabase(filepath.Join(cfg.DataRoot, "minke.db"), filepath.Join(cfg.ExecRoot, "reading-database"), cfg.Logger)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
 	if err := e.openRecords(); err != nil {
 		return nil, err

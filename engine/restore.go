@@ -252,8 +252,17 @@ func startsAtBoot(r *record) bool {
 	return !r.StartedAt.IsZero() && p.IsAlways() && r.StoppedByUser
 }
 
+func putAside(dir, name string) error {
+	aside := filepath.Join(filepath.Dir(dir), "lost-containers")
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(dir, name), filepath.Join(aside, name))
+}
+
 // removeStray deletes directories of containers whose record was never written,
-// and the volumes without a name that were made for them.
+// and the volumes without a name that were made for them. Where records were
+// lost, they are put aside: somebody may want what is in them.
 func (e *Engine) removeStray(known map[string]bool) error {
 	dir := filepath.Join(e.cfg.DataRoot, "containers")
 	entries, err := os.ReadDir(dir)
@@ -262,6 +271,13 @@ func (e *Engine) removeStray(known map[string]bool) error {
 	}
 	for _, d := range entries {
 		if known[d.Name()] {
+			continue
+		}
+		if e.lostRecords {
+			if err := putAside(dir, d.Name()); err != nil {
+				return err
+			}
+			e.log.Error("a container's record was lost; its files are in lost-containers", "container", d.Name())
 			continue
 		}
 		made, _ := os.ReadDir(filepath.Join(dir, d.Name(), madeVolumes)) // mostly there is none
