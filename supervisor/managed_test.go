@@ -341,6 +341,7 @@ func TestWhatAServicesKeyReaches(t *testing.T) {
 		{"GET /v2/applications/1/state", 200}, {"GET /v2/applications/2/state", 409}, {"POST /v2/applications/2/restart-service", 401},
 		{"POST /v2/applications/2/stop-service", 401}, {"POST /v2/applications/2/start-service", 401}, {"POST /v2/applications/2/restart", 401},
 		{"POST /v2/applications/2/purge", 401}, {"GET /v2/containerId", 200}, {"GET /v2/cleanup-volumes", 401},
+		{"GET /v2/locks", 200}, {"POST /v2/applications/2/lock", 401}, {"DELETE /v2/applications/2/lock", 401},
 		{"GET /v2/local/target-state", 401}, {"POST /v2/local/target-state", 401}, {"GET /v2/local/device-info", 200}, {"GET /v2/local/logs", 401},
 	} {
 		method, path, _ := strings.Cut(tt.request, " ")
@@ -552,4 +553,38 @@ func (m *managed) ids() string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
+}
+
+func TestAnUpdateWaitsForALockHeldThroughTheAPI(t *testing.T) {
+	testenv.NeedRoot(t) // update locks
+	t.Parallel()
+	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1"`, ""), supervisor.Config{})
+	m.until("it has settled", func() bool {
+		_, body := m.call("GET", "/v2/locks?apikey="+m.global, "")
+		return body == `{"status":"success","locks":[]}`
+	})
+	web := "?apikey=" + m.stored().Keys["1/web"]
+	m.is("POST", "/v2/applications/1/lock"+web, `{"serviceName":"db"}`, 200, `{"status":"success"}`)
+	m.is("POST", "/v2/applications/1/lock"+web, `{}`, 423, `{"status":"failed","message":"Lockfile exists for { appId: 1, service: db }, held by a client of this API"}`)
+	m.is("POST", "/v2/applications/1/lock"+web, `{"serviceName":"../../x"}`, 404, `{"status":"failed","message":"application 1 has no service \"../../x\""}`)
+	m.is("POST", "/v2/applications/7/lock?apikey="+m.global, `{}`, 404, `{"status":"failed","message":"application 7 is not in the target state"}`)
+	m.is("POST", "/v1/restart"+web, `{"appId":1}`, 423, `{"status":"failed","message":"Lockfile exists for { appId: 1, service: db }"}`)
+	if _, err := os.Lstat(filepath.Join(m.tmp, "services", "1", "db", "updates.lock")); err != nil {
+		t.Errorf("containers do not see the lock: %v", err)
+	}
+	if _, body := m.call("GET", "/v2/locks"+web, ""); !strings.Contains(body, `{"appId":1,"serviceName":"db","holder":"api","since":"2`) {
+		t.Errorf("locks are %s", body)
+	}
+
+	m.f.wants(release("c2", "garden:2", `"io.balena.features.supervisor-api":"1"`, ""))
+	m.update()
+	m.until("the update waits", func() bool {
+		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+		return strings.Contains(body, "Lockfile exists")
+	})
+	if got := m.running()["db"]; got != "garden:1" {
+		t.Errorf("db runs %s while it is locked", got)
+	}
+	m.is("DELETE", "/v2/applications/1/lock"+web, `{}`, 200, `{"status":"success"}`)
+	m.until("the update goes on", func() bool { return m.running()["db"] == "garden:2" && m.running()["web"] == "garden:2" })
 }
