@@ -99,7 +99,12 @@ func Start(t testing.TB, l net.Listener) *Fleet {
 		}
 		switch {
 		case x.Cut:
-			panic(http.ErrAbortHandler)
+			// An aborted handler would read the body first, which may have no end.
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			c.Close()
 		case x.Status != 0:
 			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/state") {
 				f.polled(r, x.Status)
@@ -114,7 +119,7 @@ func Start(t testing.TB, l net.Listener) *Fleet {
 		f.Listener = l
 	}
 	f.Server.Start()
-	t.Cleanup(f.Close)
+	t.Cleanup(func() { f.CloseClientConnections(); f.Close() })
 	return f
 }
 
