@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -56,7 +57,8 @@ func run(args []string) error {
 	}
 	// A pull's buffers are most of the heap; the containers need the memory
 	// more than we the time: the collector costs nothing that can be measured.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(25)
+	runtime.MemProfileRate = 0 // nobody reads it, and its table is a megabyte
 	manager := serviceManager()
 	level := new(slog.LevelVar)
 	level.Set(cfg.level())
