@@ -47,11 +47,7 @@ var engineGroup = group{
 				a.services["db"] = service(92, "slow:1", obj{"volumes": []string{"data:/data"}})
 				a.services["web"] = service(91, "garden:4", obj{"depends_on": []string{"db"}})
 			})))
-			d.until("one image is there", func() bool {
-				_, err := d.engine.ImageInspect(d.t.Context(), d.images.fill("REGISTRY/garden:4"))
-				return err == nil
-			})
-			d.until("the other is on its way", func() bool { _, number := d.status().Progress.(float64); return number })
+			d.until("one is on its way", func() bool { return d.images.waiting("slow") == 1 })
 			if list := d.eventsSince(since); started(list, "web") || started(list, "db") || d.id("web") != web || d.id("db") != db {
 				d.t.Errorf("events %q before all images are there", list)
 			}
@@ -135,6 +131,7 @@ var engineGroup = group{
 			if list := d.eventsSince(since); started(list, "spare") || d.state("spare") != "exited" {
 				d.t.Errorf("spare is %s, events %q", d.state("spare"), list)
 			}
+			d.is("POST", "/v2/applications/1234/start-service", `{"serviceName":"web"}`, 200, "OK") // it has ended, too
 		}},
 		{60, "an-application-that-goes-leaves-nothing", func(d *device) {
 			d.deploy(target(nil, fleetApp("a1"), app{id: 9, uuid: "909", name: "guest", commit: "g1", volumes: obj{"v": obj{}},
@@ -168,7 +165,7 @@ var engineGroup = group{
 				return d.fleet.Reported("apps", "deadbeef01", "releases", "a9", "update_status") == "rejected"
 			})
 			if d.id("db") != db || d.state("web") != "running" {
-				d.t.Error("the release before does not run on")
+				d.t.Errorf("the release before does not run on: db is in %s, was in %s; web is %q", d.id("db"), db, d.state("web"))
 			}
 			d.deploy(target(nil, fleetApp("a10", func(a *app) {
 				a.services["web"] = service(91, "garden:1", obj{"contract": needs, "labels": obj{"io.balena.features.optional": "1"}})
