@@ -349,11 +349,10 @@ func (a *applier) make(c Content, w io.Writer) error {
 		}
 		return nil
 	case patched:
-		n, err := number(a.r, int64(len(a.bases)))
-		if err != nil || n == int64(len(a.bases)) {
-			return invalid("base", errors.Join(err, errors.New("a base that is not in the list")))
+		base, err := readBase(a.r, a.bases)
+		if err != nil {
+			return invalid("base", err)
 		}
-		base := a.bases[n]
 		f, err := a.open(base)
 		if err != nil {
 			return fmt.Errorf("base %s: %w", base.Digest, err)
@@ -365,6 +364,15 @@ func (a *applier) make(c Content, w io.Writer) error {
 		return errors.Join(err, f.Close())
 	}
 	return errdef.Invalid.Errorf("delta: a content of an unknown kind")
+}
+
+// readBase reads which of the bases a patch builds on.
+func readBase(r io.ByteReader, bases []Content) (Content, error) {
+	n, err := number(r, int64(len(bases)))
+	if err != nil || n == int64(len(bases)) {
+		return Content{}, errors.Join(err, errors.New("a base that is not in the list"))
+	}
+	return bases[n], nil
 }
 
 // header is the delta up to its skeleton.

@@ -40,8 +40,9 @@ const selfContained = 1 << 10
 
 // Make writes the delta that makes target from what bases have. open gives the
 // bytes of contents of all of them. scratch is written and read once; its size
-// is about the delta's.
-func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Report, error) {
+// is about the delta's. What the delta says is returned; see Inspect for what
+// costs its bytes.
+func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Delta, error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -74,7 +75,7 @@ func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open fu
 	if _, err := io.Copy(w, scratch); err != nil {
 		return nil, err
 	}
-	return m.report(int64(len(header))), nil
+	return m.d, nil
 }
 
 type maker struct {
@@ -87,8 +88,6 @@ type maker struct {
 	paths  []string            // of d.Contents: where each is first
 	guess  *candidates
 	common map[int]int // by base layer: entries that it shares with the target
-
-	files []FileReport // by number of the content
 
 	mu   sync.Mutex
 	done int64
@@ -138,7 +137,6 @@ func (m *maker) survey(target Layer, bases []Layer) error {
 			m.paths = append(m.paths, e.path())
 		}
 	}
-	m.files = make([]FileReport, len(m.d.Contents))
 	return nil
 }
 
@@ -281,8 +279,7 @@ func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, e
 
 // content codes one content in the way that takes the least space.
 func (m *maker) content(w io.Writer, s *Segment, i int) error {
-	c, how := m.d.Contents[i], &m.files[i]
-	*how = FileReport{Path: m.paths[i], Size: c.Size, Cost: c.Size}
+	c := m.d.Contents[i]
 	if c.Size > m.largest() {
 		return m.copy(w, c)
 	}
@@ -290,19 +287,18 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 	if err != nil {
 		return err
 	}
-	how.Cost = cost(data)
-	var best []byte
+	var best []byte // nil for the bytes themselves
 	var from Content
+	least := cost(data)
 	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
 		code, err := m.patch(base.Content, data)
 		if err != nil {
 			return err
 		}
-		if n := cost(code); code != nil && n < how.Cost {
-			best, from = code, base.Content
-			how.Cost, how.Base = n, base.path
+		if n := cost(code); code != nil && n < least {
+			best, from, least = code, base.Content, n
 		}
-		if how.Cost < c.Size/16 {
+		if least < c.Size/16 {
 			break // another base would hardly do better
 		}
 	}
@@ -380,23 +376,9 @@ var scale = sync.OnceValue(func() *zstd.Encoder {
 })
 
 // cost is about how many bytes a code adds to the delta.
-func cost(code []byte) int64 { return int64(len(scale().EncodeAll(code, nil))) }
-
-// A Report tells what costs the bytes of a delta.
-type Report struct {
-	Base             oci.DiffID // layer whose skeleton it needs, or ""
-	Header, Skeleton int64      // bytes
-	Files            []FileReport
-}
-
-// A FileReport is about one new content.
-type FileReport struct {
-	Path string // where it is first
-	Size int64
-	Cost int64  // about how many bytes it adds
-	Base string // path of the file that it is made from; "" if it is sent whole
-}
-
-func (m *maker) report(header int64) *Report {
-	return &Report{Base: m.d.Base, Header: header, Skeleton: m.d.Skeleton.Length, Files: m.files}
+func cost(code []byte) int64 {
+	if len(code) == 0 {
+		return 0
+	}
+	return int64(len(scale().EncodeAll(code, nil)))
 }

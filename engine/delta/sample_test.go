@@ -25,7 +25,7 @@ func TestStoredSample(t *testing.T) {
 	want := tarOf(t, m)
 	const sample = "testdata/version-1.delta"
 	if *update {
-		data, _ := makeDelta(t, layerOf(t, want, s), []Layer{base}, s)
+		data := makeDelta(t, layerOf(t, want, s), []Layer{base}, s)
 		if err := os.WriteFile(sample, data, 0o644); err != nil {
 			t.Fatal(err)
 		}
