@@ -118,6 +118,18 @@ func putFiles(t *testing.T, d *testdaemon.Daemon, name string, files map[string]
 	}
 }
 
+func pushImage(t *testing.T, d *testdaemon.Daemon, name string) {
+	t.Helper()
+	r, err := d.ImagePush(t.Context(), name, client.ImagePushOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func pullImage(t *testing.T, d *testdaemon.Daemon, name string) error {
 	t.Helper()
 	r, err := d.ImagePull(context.Background(), name, client.ImagePullOptions{})
@@ -142,16 +154,8 @@ func TestUpdateByDelta(t *testing.T) {
 		"program": append([]byte("changed"), program...), "version": []byte("2\n"),
 		"new1": randomBytes(2, 3<<20), "new2": randomBytes(3, 3<<20), "new3": randomBytes(4, 3<<20),
 	})
-	for _, name := range []string{one, two} {
-		r, err := d.ImagePush(ctx, name, client.ImagePushOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.Wait(ctx); err != nil {
-			t.Fatal(err)
-		}
-		r.Close()
-	}
+	pushImage(t, d, one)
+	pushImage(t, d, two)
 	out := post(t, d, "/minke/delta?"+url.Values{"base": {one}, "target": {two}, "push": {two}}.Encode())
 	if !strings.Contains(out, `"Path":"program"`) || !strings.Contains(out, "digest: sha256:") {
 		t.Fatalf("POST /minke/delta says %s", out)
