@@ -178,7 +178,7 @@ func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error 
 		missing = missing || !l.loose.Has(c)
 	}
 	if missing {
-		err := d.Apply(seg, r, func(c delta.Content) (delta.File, error) { return l.loose.Open(c) }, l.loose.Create)
+		err := l.applier.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return l.loose.Open(c) }, l.loose.Create)
 		if errdef.Is(err, errdef.NotFound) {
 			return fmt.Errorf("the delta builds on an image that is not here: load or pull that first (%w)", err)
 		}
@@ -192,6 +192,7 @@ func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error 
 
 // stackDelta makes the layers of an image of what is here and the deltas.
 func (l *loading) stackDelta(diffs []oci.DiffID) error {
+	l.applier.Close()
 	var chain oci.ChainID
 	for _, diff := range diffs {
 		next := oci.Chain(chain, diff)
@@ -216,6 +217,7 @@ func (l *loading) stackDelta(diffs []oci.DiffID) error {
 
 // closeDeltas gives up what deltas brought, for good if the image is there.
 func (l *loading) closeDeltas(done bool) error {
+	l.applier.Close()
 	var errs []error
 	for _, d := range l.deltas {
 		errs = append(errs, d.skeleton.Close())

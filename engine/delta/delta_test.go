@@ -166,14 +166,16 @@ func apply(data []byte, base Records, s shelf) ([]byte, error) {
 	}
 	section := func(p Section) io.Reader { return io.NewSectionReader(bytes.NewReader(data), p.Offset, p.Length) }
 	has := func(c Content) bool { _, ok := s[c.Digest]; return ok }
+	var a Applier
+	defer a.Close()
 	for _, seg := range d.Missing(has) {
-		err := d.Apply(seg, section(seg.Section), s.open, func(c Content) (Sink, error) { return &sink{c: c, shelf: s}, nil })
+		err := a.Apply(d, seg, section(seg.Section), s.open, func(c Content) (Sink, error) { return &sink{c: c, shelf: s}, nil })
 		if err != nil {
 			return nil, err
 		}
 	}
 	var out bytes.Buffer
-	err = d.WriteTar(context.Background(), &out, section(d.Skeleton), base, s.read)
+	err = d.WriteTar(context.Background(), &out, section(d.Skeleton), base, func(c Content, _ bool) (io.ReadCloser, error) { return s.read(c) })
 	if got := oci.DiffID(oci.FromBytes(out.Bytes())); err == nil && got != d.Target {
 		err = errdef.Invalid.Errorf("made %s in place of %s", got, d.Target)
 	}
@@ -488,11 +490,13 @@ func TestErrorsOfOthersPassThrough(t *testing.T) {
 		delete(s, c.Digest)
 	}
 	seg := d.Segments[0]
-	err = d.Apply(seg, bytes.NewReader(data[seg.Offset:]), s.open, func(Content) (Sink, error) { return nil, full })
+	var a Applier
+	defer a.Close()
+	err = a.Apply(d, seg, bytes.NewReader(data[seg.Offset:]), s.open, func(Content) (Sink, error) { return nil, full })
 	if !errors.Is(err, full) {
 		t.Errorf("Apply = %v, want the error of create", err)
 	}
-	err = d.WriteTar(t.Context(), io.Discard, bytes.NewReader(data[d.Skeleton.Offset:][:d.Skeleton.Length]), base(), func(Content) (io.ReadCloser, error) { return nil, full })
+	err = d.WriteTar(t.Context(), io.Discard, bytes.NewReader(data[d.Skeleton.Offset:][:d.Skeleton.Length]), base(), func(Content, bool) (io.ReadCloser, error) { return nil, full })
 	if !errors.Is(err, full) {
 		t.Errorf("WriteTar = %v, want the error of contents", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"hash"
 	"io"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -279,23 +281,28 @@ const (
 	patched = 1 // the number of its base, then a patch
 )
 
-// Apply makes the contents of one segment. r has the segment's bytes; open
+// An Applier makes contents. It keeps what it needs for one segment for the next.
+// The zero value works; Close it.
+type Applier struct {
+	z   *zstd.Decoder
+	r   *bufio.Reader
+	buf patchBuffers
+}
+
+// Apply makes the contents of one segment of d. r has the segment's bytes; open
 // opens a base; create is called for each content, and what it returns is closed
 // once the content is complete and has the right digest, or, before, given up by
 // Abort.
-func (d *Delta) Apply(s Segment, r io.Reader, open func(Content) (File, error), create func(Content) (Sink, error)) error {
-	z, err := decoder(io.LimitReader(r, s.Length))
-	if err != nil {
+func (a *Applier) Apply(d *Delta, s Segment, r io.Reader, open func(Content) (File, error), create func(Content) (Sink, error)) error {
+	if err := a.start(io.LimitReader(r, s.Length)); err != nil {
 		return invalid("segment", err)
 	}
-	defer z.Close()
-	a := applier{bases: s.Bases, r: bufio.NewReaderSize(z, 64<<10), open: open}
 	for _, c := range d.Contents[s.First:][:s.Count] {
 		sink, err := create(c)
 		if err != nil {
 			return err
 		}
-		if err := a.content(c, sink); err != nil {
+		if err := a.content(c, s.Bases, open, sink); err != nil {
 			sink.Abort()
 			return fmt.Errorf("content %s: %w", c.Digest, err)
 		}
@@ -309,22 +316,35 @@ func (d *Delta) Apply(s Segment, r io.Reader, open func(Content) (File, error), 
 	return nil
 }
 
+func (a *Applier) start(r io.Reader) (err error) {
+	if a.z != nil {
+		err = a.z.Reset(r)
+	} else if a.z, err = decoder(r); err == nil {
+		a.r = bufio.NewReaderSize(nil, 64<<10)
+	}
+	if err == nil {
+		a.r.Reset(a.z)
+	}
+	return err
+}
+
+// Close gives the memory back.
+func (a *Applier) Close() {
+	if a.z != nil {
+		a.z.Close()
+	}
+	*a = Applier{}
+}
+
 // A Sink takes the bytes of one content.
 type Sink interface {
 	io.WriteCloser
 	Abort()
 }
 
-type applier struct {
-	bases []Content
-	r     *bufio.Reader
-	open  func(Content) (File, error)
-	buf   patchBuffers
-}
-
-func (a *applier) content(c Content, w io.Writer) error {
+func (a *Applier) content(c Content, bases []Content, open func(Content) (File, error), w io.Writer) error {
 	h := sha256.New()
-	if err := a.make(c, io.MultiWriter(w, h)); err != nil {
+	if err := a.make(c, bases, open, io.MultiWriter(w, h)); err != nil {
 		return err
 	}
 	return verify(h, c)
@@ -337,7 +357,7 @@ func verify(h hash.Hash, c Content) error {
 	return nil
 }
 
-func (a *applier) make(c Content, w io.Writer) error {
+func (a *Applier) make(c Content, bases []Content, open func(Content) (File, error), w io.Writer) error {
 	kind, err := a.r.ReadByte()
 	if err != nil {
 		return invalid("segment", noEOF(err))
@@ -349,11 +369,11 @@ func (a *applier) make(c Content, w io.Writer) error {
 		}
 		return nil
 	case patched:
-		base, err := readBase(a.r, a.bases)
+		base, err := readBase(a.r, bases)
 		if err != nil {
 			return invalid("base", err)
 		}
-		f, err := a.open(base)
+		f, err := open(base)
 		if err != nil {
 			return fmt.Errorf("base %s: %w", base.Digest, err)
 		}

@@ -3,7 +3,6 @@ package delta
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -165,25 +164,15 @@ func (f *FileReport) weigh(ctx context.Context, r *bufio.Reader, bases []Content
 
 func (f *FileReport) weighPatch(ctx context.Context, r *bufio.Reader, buf *patchBuffers) error {
 	for size := f.Content.Size; size > 0; size -= patchWindow {
-		ops, err := readOps(r, int(min(size, patchWindow)), buf.ops[:0])
-		if err != nil {
+		if err := buf.read(r, int(min(size, patchWindow))); err != nil {
 			return err
 		}
-		buf.ops = ops
-		if err := buf.readDifferences(r, ops); err != nil {
-			return err
-		}
-		var code, gaps []byte
 		added := 0
-		for _, o := range ops {
-			code = appendOp(code, o.copy, o.add, int(o.move))
+		for o := range buf.each() {
 			added += o.add
 		}
-		for _, g := range buf.gaps {
-			gaps = binary.AppendUvarint(gaps, uint64(g))
-		}
-		f.Cost.Operations += cost(code)
-		f.Cost.Changes += cost(append(gaps, buf.diffs...))
+		f.Cost.Operations += cost(buf.ops)
+		f.Cost.Changes += cost(append(buf.gaps, buf.diffs...))
 		n, err := weighBytes(ctx, r, int64(added), buf)
 		if err != nil {
 			return err

@@ -182,15 +182,18 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 	}); err != nil {
 		return err
 	}
+	var a delta.Applier
+	defer a.Close()
 	for _, seg := range missing {
 		err := in.section(seg.Section, func(r io.Reader) error {
-			return d.Apply(seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
+			return a.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	in.stop()
+	a.Close()
 	l.say("Download complete")
 	if _, err := skeleton.Seek(0, io.SeekStart); err != nil {
 		return err
