@@ -437,7 +437,7 @@ func FuzzPatch(f *testing.F) {
 	f.Add([]byte("the old file has some bytes in it"), []byte("the new file has some other bytes in it"))
 	f.Fuzz(func(t *testing.T, old, new []byte) {
 		x := newIndex(old, 1<<20)
-		code := appendPatch(nil, new, old, x.match(new))
+		code := makePatch(new, old, x.match(new)).b
 		var out bytes.Buffer
 		if err := applyPatch(&out, bufio.NewReader(bytes.NewReader(code)), bytes.NewReader(old), int64(len(old)), int64(len(new)), &patchBuffers{}); err != nil {
 			t.Fatal(err)

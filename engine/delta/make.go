@@ -278,7 +278,7 @@ func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, e
 }
 
 // content codes one content in the way that takes the least space.
-func (m *maker) content(w io.Writer, s *Segment, i int) error {
+func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 	c := m.d.Contents[i]
 	if c.Size > m.largest() {
 		return m.copy(w, c)
@@ -287,7 +287,7 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 	if err != nil {
 		return err
 	}
-	var best []byte // nil for the bytes themselves
+	var best patchCode // empty for the bytes themselves
 	var from Content
 	least := cost(data)
 	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
@@ -295,14 +295,14 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 		if err != nil {
 			return err
 		}
-		if n := cost(code); code != nil && n < least {
+		if n := cost(code.b); code.b != nil && n < least {
 			best, from, least = code, base.Content, n
 		}
 		if least < c.Size/16 {
 			break // another base would hardly do better
 		}
 	}
-	if best == nil {
+	if best.b == nil {
 		_, err := w.Write(append([]byte{whole}, data...))
 		return err
 	}
@@ -310,7 +310,25 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 	if n < 0 {
 		n, s.Bases = len(s.Bases), append(s.Bases, from)
 	}
-	_, err = w.Write(append(binary.AppendUvarint([]byte{patched}, uint64(n)), best...))
+	if _, err = w.Write(binary.AppendUvarint([]byte{patched}, uint64(n))); err != nil {
+		return err
+	}
+	return best.write(w)
+}
+
+// write ends a block of the frame at each cut.
+func (p patchCode) write(w *zstd.Encoder) error {
+	from := 0
+	for _, to := range p.cuts {
+		if _, err := w.Write(p.b[from:to]); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		from = to
+	}
+	_, err := w.Write(p.b[from:])
 	return err
 }
 
@@ -318,17 +336,17 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 // patch and their like one needs about four times that.
 func (m *maker) largest() int64 { return m.o.Memory / int64(m.o.Workers) / 8 }
 
-// patch is nil if the base is too large.
-func (m *maker) patch(base Content, data []byte) ([]byte, error) {
+// patch is empty if the base is too large.
+func (m *maker) patch(base Content, data []byte) (patchCode, error) {
 	if base.Size > m.largest() {
-		return nil, nil
+		return patchCode{}, nil
 	}
 	old, err := m.read(base)
 	if err != nil {
-		return nil, err
+		return patchCode{}, err
 	}
 	x := newIndex(old, m.largest()*4)
-	return appendPatch(nil, data, old, x.match(data)), nil
+	return makePatch(data, old, x.match(data)), nil
 }
 
 func (m *maker) copy(w io.Writer, c Content) error {

@@ -26,8 +26,34 @@ import (
 // a seventh less of them so than of a string of mostly zeros.
 const patchWindow = 1 << 20
 
-// appendPatch codes new as made from copies of an old file.
-func appendPatch(out, new, old []byte, copies []copied) []byte {
+// A patchCode is a patch, and where in it bytes of another kind begin.
+type patchCode struct {
+	b    []byte
+	cuts []int
+}
+
+// cutPart is how large a part of a window must be to be compressed apart from
+// what stands beside it: a compressor then counts its bytes by themselves, which
+// makes patches 2 to 8 % smaller. Below it the block's head would cost as much.
+const cutPart = 2 << 10
+
+// part appends a part of a window.
+func (p *patchCode) part(b []byte) {
+	last := 0
+	if len(p.cuts) > 0 {
+		last = p.cuts[len(p.cuts)-1]
+	}
+	if len(b) >= cutPart && len(p.b) > last {
+		p.cuts = append(p.cuts, len(p.b))
+	}
+	p.b = append(p.b, b...)
+	if len(b) >= cutPart {
+		p.cuts = append(p.cuts, len(p.b))
+	}
+}
+
+// makePatch codes new as made from copies of an old file.
+func makePatch(new, old []byte, copies []copied) (out patchCode) {
 	pos := 0 // in old
 	for start := 0; start < len(new); start += patchWindow {
 		end := min(start+patchWindow, len(new))
@@ -50,7 +76,7 @@ func appendPatch(out, new, old []byte, copies []copied) []byte {
 		if at < end {
 			w.add(new[at:end])
 		}
-		out = w.append(out)
+		w.append(&out)
 	}
 	return out
 }
@@ -81,10 +107,13 @@ func (w *windowCode) copy(old, new []byte, move int) {
 	}
 }
 
-func (w *windowCode) append(out []byte) []byte {
-	out = append(binary.AppendUvarint(out, uint64(w.n)), w.ops...)
-	out = append(binary.AppendUvarint(out, uint64(len(w.diffs))), w.gaps...)
-	return append(append(out, w.diffs...), w.extra...)
+func (w *windowCode) append(out *patchCode) {
+	out.b = binary.AppendUvarint(out.b, uint64(w.n))
+	out.part(w.ops)
+	out.b = binary.AppendUvarint(out.b, uint64(len(w.diffs)))
+	out.part(w.gaps)
+	out.part(w.diffs)
+	out.part(w.extra)
 }
 
 func appendOp(b []byte, copy, add, move int) []byte {

@@ -52,7 +52,7 @@ type fetch struct {
 	report func(got int64) // called by the goroutine
 
 	full, free chan []byte
-	made, most int // chunks
+	made, most int    // chunks
 	rest, last []byte // what Read has not given yet, and the chunk it is in
 	taken      int64  // bytes that Read gave
 
