@@ -180,6 +180,7 @@ type deltaReport struct {
 		deltaCost
 		Files []struct {
 			Path, Digest, Base string
+			Opened             bool
 			Size, Cost         int64
 			deltaCost
 		}
@@ -246,6 +247,9 @@ func report(w io.Writer, d deltaReport) error {
 				from = "nothing: sent whole"
 			case from == f.Path:
 				from = "the same before"
+			}
+			if f.Opened {
+				from += ", opened"
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", format.Size(f.Cost), format.Size(f.Size), cmp.Or(f.Path, f.Digest), from)
 		}

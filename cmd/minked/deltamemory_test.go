@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +29,9 @@ func TestApplyingADeltaTakesLittleMemory(t *testing.T) {
 	registry := startRegistry(t, d)
 	ctx := t.Context()
 	program := randomBytes(1, 5<<20)
-	files := map[string][]byte{"program": program, "new": randomBytes(2, 3<<20)}
-	for i := range 2000 {
+	notes := []byte(hex.EncodeToString(randomBytes(5, 400_000)))
+	files := map[string][]byte{"program": program, "new": randomBytes(2, 3<<20), "notes.gz": gzipOf(notes)}
+	for i := range 1000 {
 		files[fmt.Sprintf("data/%d/%d", i/50, i)] = randomBytes(uint64(10+i), 600)
 	}
 	one, two := registry+"/app:1", registry+"/app:2"
@@ -37,7 +41,8 @@ func TestApplyingADeltaTakesLittleMemory(t *testing.T) {
 		changed[i]++
 	}
 	files["program"], files["new"] = changed, randomBytes(3, 3<<20)
-	for i := 0; i < 2000; i += 2 {
+	files["notes.gz"] = gzipOf(append([]byte("changed"), notes...))
+	for i := 0; i < 1000; i += 2 {
 		name := fmt.Sprintf("data/%d/%d", i/50, i)
 		files[name] = append([]byte("changed"), files[name]...)
 	}
@@ -89,6 +94,14 @@ func TestApplyingADeltaTakesLittleMemory(t *testing.T) {
 			t.Errorf("%s of the delta took %d kB above idle, want at most %d", how.name, took, applying)
 		}
 	}
+}
+
+func gzipOf(b []byte) []byte {
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Write(b)
+	w.Close()
+	return buf.Bytes()
 }
 
 // highWater is the most memory that a process has had, in kB.

@@ -37,6 +37,7 @@ type deltaFile struct {
 	Path   string // "" where it is not known
 	Digest string
 	Base   string // path or, where that is not known, digest of what it is made from; "" if it is sent whole
+	Opened bool   // what it is made from, too: both are compressed
 	Size   int64
 	Cost   int64
 	deltaCost
@@ -49,7 +50,7 @@ func reportOf(r store.DeltaReport) deltaReport {
 		for _, f := range l.Files {
 			layer.Files = append(layer.Files, deltaFile{
 				Path: f.Path, Digest: string(f.Content.Digest), Base: cmp.Or(l.Bases[f.Base.Digest], string(f.Base.Digest)),
-				Size: f.Content.Size, Cost: f.Cost.Total(), deltaCost: deltaCost(f.Cost),
+				Opened: f.Opened, Size: f.Content.Size, Cost: f.Cost.Total(), deltaCost: deltaCost(f.Cost),
 			})
 		}
 		slices.SortStableFunc(layer.Files, func(a, b deltaFile) int { return -cmp.Compare(a.Cost, b.Cost) })

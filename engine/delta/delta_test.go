@@ -198,6 +198,8 @@ func version1() []member {
 		member{name: "usr/lib/libfoo.so", kind: tar.TypeSymlink, link: "libfoo.so.1.2", mtime: 7001},
 		member{name: "doc/" + strings.Repeat("long", 40) + "/page", data: document, mtime: 7002},
 		member{name: "empty", mtime: 7003},
+		member{name: "doc/notes.gz", data: string(gzipped(9, words(20_000)))},
+		member{name: "lib/app.jar", data: string(zipped("x", words(20_000), "y", words(9000)))},
 	)
 }
 
@@ -241,6 +243,14 @@ func TestRoundTrip(t *testing.T) {
 		{"moved", replaced("usr/bin/program", func(m *member) { m.name = "opt/other/tool" }), 500},
 		{"moved-and-changed", replaced("usr/bin/program", func(m *member) { m.name, m.data = "opt/other/tool", "new head"+m.data[100:] }), 600},
 		{"a-new-file", func(m []member) []member { return append(slices.Clone(m), member{name: "new", data: noise(9, 5000)}) }, 5600},
+		{"compressed-inside", func(m []member) []member {
+			m[306].data = string(gzipped(9, "A new head.\n"+words(20_000)))
+			return m
+		}, 900},
+		{"archive-of-compressed", func(m []member) []member {
+			m[307].data = string(zipped("x", words(20_000)+"more", "y", words(9000)))
+			return m
+		}, 2000},
 		{"files-removed", func(m []member) []member { return append(slices.Clone(m[:50]), m[200:]...) }, 400},
 		{"order-changed", func(m []member) []member { m = slices.Clone(m); slices.Reverse(m); return m }, 16000},
 		{"everything-new", func([]member) []member { return []member{{name: "a", data: "b"}, {name: "c", data: "b"}} }, 400},
@@ -306,9 +316,12 @@ func TestWhatIsThereIsNotFetchedAgain(t *testing.T) {
 
 func hostile(t testing.TB) (data []byte, base func() Records, s shelf) {
 	s = shelf{}
-	old := layerOf(t, tarOf(t, version1()[290:]), s)
+	before := version1()[290:]
+	before[16].data = string(gzipped(9, words(300)))
+	old := layerOf(t, tarOf(t, before), s)
 	m := version1()[290:]
 	m[11].data = edited(m[11].data, 5000, "changed")
+	m[16].data = string(gzipped(9, words(300)+"more"))
 	m = append(m, member{name: "new", data: "something new that is sent whole, and is long enough to be worth it"})
 	data = makeDelta(t, layerOf(t, tarOf(t, m), s), []Layer{old}, s)
 	return data, old.Records, s
@@ -320,6 +333,9 @@ func TestDamagedDeltasAreRefused(t *testing.T) {
 	d, err := Read(bytes.NewReader(data))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !d.opens {
+		t.Fatal("nothing in it is opened")
 	}
 	device := func() shelf {
 		have := shelf{}
@@ -417,8 +433,8 @@ func TestPatchesThatLie(t *testing.T) {
 
 func FuzzApply(f *testing.F) {
 	s := shelf{}
-	old := layerOf(f, tarOf(f, []member{{name: "a", data: document}, {name: "b", mtime: 7}}), s)
-	data := makeDelta(f, layerOf(f, tarOf(f, []member{{name: "a", data: edited(document, 99, "changed")}, {name: "c", data: "new"}}), s), []Layer{old}, s)
+	old := layerOf(f, tarOf(f, []member{{name: "a", data: document}, {name: "b", mtime: 7}, {name: "z.gz", data: string(gzipped(9, words(200)))}}), s)
+	data := makeDelta(f, layerOf(f, tarOf(f, []member{{name: "a", data: edited(document, 99, "changed")}, {name: "c", data: "new"}, {name: "z.gz", data: string(gzipped(9, words(200)+"more"))}}), s), []Layer{old}, s)
 	f.Add(data)
 	f.Add([]byte(magic))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -28,10 +29,16 @@ const (
 	BaseLayer   = "io.minke.delta.skeleton" // annotation of a layer: diff ID of the layer whose skeleton it needs, if any
 )
 
-const magic = "minke delta 1\n"
+// Version 2 has contents that are opened.
+const (
+	magic  = "minke delta 1\n"
+	magic2 = "minke delta 2\n"
+)
 
 // Is reports whether these are the first bytes of a delta.
-func Is(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
+func Is(head []byte) bool {
+	return bytes.HasPrefix(head, []byte(magic)) || bytes.HasPrefix(head, []byte(magic2))
+}
 
 // Limits of what is believed.
 const (
@@ -48,6 +55,8 @@ type Delta struct {
 	Contents []Content  // that it brings
 	Skeleton Section
 	Segments []Segment
+
+	opens bool // some content is opened: version 2
 }
 
 // A Section is a part of the delta: bytes from its beginning.
@@ -138,8 +147,8 @@ func Read(r io.Reader) (*Delta, error) {
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, invalid("header", noEOF(err))
 	}
-	if string(head[:len(magic)]) != magic {
-		return nil, errdef.Invalid.Errorf("not a delta of version 1")
+	if !Is(head) {
+		return nil, errdef.Invalid.Errorf("not a delta of version 1 or 2")
 	}
 	n := binary.BigEndian.Uint32(head[len(magic):])
 	if n > maxHeader {
@@ -151,7 +160,7 @@ func Read(r io.Reader) (*Delta, error) {
 		return nil, invalid("header", err)
 	}
 	defer z.Close()
-	d := &Delta{}
+	d := &Delta{opens: string(head[:len(magic)]) == magic2}
 	br := bufio.NewReader(z)
 	if err := d.decode(br); err != nil {
 		return nil, invalid("header", err)
@@ -279,6 +288,7 @@ func number(r io.ByteReader, limit int64) (int64, error) {
 const (
 	whole   = 0 // its bytes follow
 	patched = 1 // the number of its base, then a patch
+	inside  = 2 // the same, and the size of its opened form, which the patch makes of the base's
 )
 
 // An Applier makes contents. It keeps what it needs for one segment for the next.
@@ -287,6 +297,8 @@ type Applier struct {
 	z   *zstd.Decoder
 	r   *bufio.Reader
 	buf patchBuffers
+
+	file, form, made []byte // of what is opened
 }
 
 // Apply makes the contents of one segment of d. r has the segment's bytes; open
@@ -302,7 +314,7 @@ func (a *Applier) Apply(d *Delta, s Segment, r io.Reader, open func(Content) (Fi
 		if err != nil {
 			return err
 		}
-		if err := a.content(c, s.Bases, open, sink); err != nil {
+		if err := a.content(c, s.Bases, d.opens, open, sink); err != nil {
 			sink.Abort()
 			return fmt.Errorf("content %s: %w", c.Digest, err)
 		}
@@ -342,9 +354,9 @@ type Sink interface {
 	Abort()
 }
 
-func (a *Applier) content(c Content, bases []Content, open func(Content) (File, error), w io.Writer) error {
+func (a *Applier) content(c Content, bases []Content, opens bool, open func(Content) (File, error), w io.Writer) error {
 	h := sha256.New()
-	if err := a.make(c, bases, open, io.MultiWriter(w, h)); err != nil {
+	if err := a.make(c, bases, opens, open, io.MultiWriter(w, h)); err != nil {
 		return err
 	}
 	return verify(h, c)
@@ -357,18 +369,18 @@ func verify(h hash.Hash, c Content) error {
 	return nil
 }
 
-func (a *Applier) make(c Content, bases []Content, open func(Content) (File, error), w io.Writer) error {
+func (a *Applier) make(c Content, bases []Content, opens bool, open func(Content) (File, error), w io.Writer) error {
 	kind, err := a.r.ReadByte()
 	if err != nil {
 		return invalid("segment", noEOF(err))
 	}
-	switch kind {
-	case whole:
+	switch {
+	case kind == whole:
 		if _, err := io.CopyN(w, a.r, c.Size); err != nil {
 			return invalid("segment", noEOF(err))
 		}
 		return nil
-	case patched:
+	case kind == patched || kind == inside && opens:
 		base, err := readBase(a.r, bases)
 		if err != nil {
 			return invalid("base", err)
@@ -377,13 +389,49 @@ func (a *Applier) make(c Content, bases []Content, open func(Content) (File, err
 		if err != nil {
 			return fmt.Errorf("base %s: %w", base.Digest, err)
 		}
-		err = applyPatch(w, a.r, f, base.Size, c.Size, &a.buf)
+		if kind == inside {
+			err = a.inside(w, f, base, c)
+		} else {
+			err = applyPatch(w, a.r, f, base.Size, c.Size, &a.buf)
+		}
 		if err != nil {
 			err = invalid("patch", err)
 		}
 		return errors.Join(err, f.Close())
 	}
 	return errdef.Invalid.Errorf("delta: a content of an unknown kind")
+}
+
+// inside makes a content whose opened form a patch makes of that of the base.
+func (a *Applier) inside(w io.Writer, f File, base, c Content) error {
+	size, err := number(a.r, maxOpened)
+	if err != nil {
+		return err
+	}
+	if base.Size > maxOpened || c.Size > maxOpened {
+		return errors.New("a file that is too large to be opened")
+	}
+	a.file = slices.Grow(a.file[:0], int(base.Size))[:base.Size]
+	if _, err := io.ReadFull(io.NewSectionReader(f, 0, base.Size), a.file); err != nil {
+		return noEOF(err)
+	}
+	form, ok := opened(a.form[:0], a.file)
+	if a.form = form; !ok {
+		return errors.New("a base that cannot be opened")
+	}
+	made := bytes.NewBuffer(slices.Grow(a.made[:0], int(size)))
+	err = applyPatch(made, a.r, bytes.NewReader(form), int64(len(form)), size, &a.buf)
+	if a.made = made.Bytes(); err != nil {
+		return err
+	}
+	a.file, err = closed(slices.Grow(a.file[:0], int(c.Size)), a.made, c.Size)
+	if err == nil && int64(len(a.file)) != c.Size {
+		err = errors.New("a compressed file of another size than it says")
+	}
+	if err == nil {
+		_, err = w.Write(a.file)
+	}
+	return err
 }
 
 // readBase reads which of the bases a patch builds on.
@@ -415,7 +463,11 @@ func (d *Delta) header() ([]byte, error) {
 	if frame.Len() > maxHeader {
 		return nil, errdef.Invalid.Errorf("a delta of %d contents is too large", len(d.Contents))
 	}
-	b := append([]byte(magic), 0, 0, 0, 0)
+	version := magic
+	if d.opens {
+		version = magic2
+	}
+	b := append([]byte(version), 0, 0, 0, 0)
 	binary.BigEndian.PutUint32(b[len(magic):], uint32(frame.Len()))
 	return append(b, frame.Bytes()...), nil
 }

@@ -23,6 +23,7 @@ type FileReport struct {
 	Path    string // where it is first; "" if the base that would tell is not known
 	Content Content
 	Base    Content // what it is made from; empty if it is sent whole
+	Opened  bool    // the patch is of the opened form
 	Cost    Cost
 }
 
@@ -153,17 +154,24 @@ func (f *FileReport) weigh(ctx context.Context, r *bufio.Reader, bases []Content
 		f.Cost.Whole, err = weighBytes(ctx, r, f.Content.Size, buf)
 		f.Cost.Whole++
 		return err
-	case patched:
+	case patched, inside:
 		if f.Base, err = readBase(r, bases); err != nil {
 			return err
 		}
-		return f.weighPatch(ctx, r, buf)
+		size := f.Content.Size
+		if kind == inside {
+			f.Opened = true
+			if size, err = number(r, maxOpened); err != nil {
+				return err
+			}
+		}
+		return f.weighPatch(ctx, r, size, buf)
 	}
 	return errors.New("a content of an unknown kind")
 }
 
-func (f *FileReport) weighPatch(ctx context.Context, r *bufio.Reader, buf *patchBuffers) error {
-	for size := f.Content.Size; size > 0; size -= patchWindow {
+func (f *FileReport) weighPatch(ctx context.Context, r *bufio.Reader, size int64, buf *patchBuffers) error {
+	for ; size > 0; size -= patchWindow {
 		if err := buf.read(r, int(min(size, patchWindow))); err != nil {
 			return err
 		}

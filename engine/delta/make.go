@@ -287,33 +287,70 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 	if err != nil {
 		return err
 	}
-	var best patchCode // empty for the bytes themselves
-	var from Content
-	least := cost(data)
+	best := coded{cost: cost(data)}
+	form := openable(data)
 	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
-		code, err := m.patch(base.Content, data)
+		old, err := m.readBase(base.Content)
 		if err != nil {
 			return err
 		}
-		if n := cost(code.b); code.b != nil && n < least {
-			best, from, least = code, base.Content, n
+		if old == nil {
+			continue // too large
 		}
-		if least < c.Size/16 {
+		best.better(patched, base.Content, m.patch(old, data))
+		if oldForm := openable(old); form != nil && oldForm != nil {
+			best.better(inside, base.Content, m.patch(oldForm, form))
+		}
+		if best.cost < c.Size/16 {
 			break // another base would hardly do better
 		}
 	}
-	if best.b == nil {
+	if best.how == whole {
 		_, err := w.Write(append([]byte{whole}, data...))
 		return err
 	}
-	n := slices.Index(s.Bases, from)
+	n := slices.Index(s.Bases, best.base)
 	if n < 0 {
-		n, s.Bases = len(s.Bases), append(s.Bases, from)
+		n, s.Bases = len(s.Bases), append(s.Bases, best.base)
 	}
-	if _, err = w.Write(binary.AppendUvarint([]byte{patched}, uint64(n))); err != nil {
+	head := binary.AppendUvarint([]byte{best.how}, uint64(n))
+	if best.how == inside {
+		head = binary.AppendUvarint(head, uint64(len(form)))
+		m.mu.Lock()
+		m.d.opens = true
+		m.mu.Unlock()
+	}
+	if _, err = w.Write(head); err != nil {
 		return err
 	}
-	return best.write(w)
+	return best.patch.write(w)
+}
+
+// coded is how a content is coded best, as far as is known.
+type coded struct {
+	how   byte
+	base  Content
+	patch patchCode
+	cost  int64
+}
+
+func (c *coded) better(how byte, base Content, p patchCode) {
+	if n := cost(p.b); n < c.cost {
+		*c = coded{how, base, p, n}
+	}
+}
+
+// openable is a file's opened form, or nil if it has none that gives it again.
+func openable(data []byte) []byte {
+	form, ok := opened(nil, data)
+	if !ok {
+		return nil
+	}
+	again, err := closed(nil, form, int64(len(data)))
+	if err != nil || !bytes.Equal(again, data) {
+		return nil
+	}
+	return form
 }
 
 // write ends a block of the frame at each cut.
@@ -336,17 +373,9 @@ func (p patchCode) write(w *zstd.Encoder) error {
 // patch and their like one needs about four times that.
 func (m *maker) largest() int64 { return m.o.Memory / int64(m.o.Workers) / 8 }
 
-// patch is empty if the base is too large.
-func (m *maker) patch(base Content, data []byte) (patchCode, error) {
-	if base.Size > m.largest() {
-		return patchCode{}, nil
-	}
-	old, err := m.read(base)
-	if err != nil {
-		return patchCode{}, err
-	}
+func (m *maker) patch(old, data []byte) patchCode {
 	x := newIndex(old, m.largest()*4)
-	return makePatch(data, old, x.match(data)), nil
+	return makePatch(data, old, x.match(data))
 }
 
 func (m *maker) copy(w io.Writer, c Content) error {
@@ -360,6 +389,7 @@ func (m *maker) copy(w io.Writer, c Content) error {
 	return errors.Join(err, f.Close())
 }
 
+// readBase is nil for a base that is too large.
 func (m *maker) readBase(c Content) ([]byte, error) {
 	if c.Size > m.largest() {
 		return nil, nil
