@@ -33,6 +33,8 @@ type boot struct {
 	DeviceType    string  `json:"deviceType"`
 	Development   bool    `json:"developmentMode"`
 
+	PersistentLogging any `json:"persistentLogging"`
+
 	arch string
 	os   map[string]string // /etc/os-release
 }

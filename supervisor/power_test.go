@@ -51,6 +51,16 @@ func (m *manager) RestartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) 
 	return "/job/1", nil
 }
 
+func (m *manager) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("start %s %s", name, mode)
+	return "/job/2", nil
+}
+
+func (m *manager) StopUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("stop %s %s", name, mode)
+	return "/job/3", nil
+}
+
 func (m *manager) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) { return "/unit", nil }
 
 // Get answers for every property of every unit.
@@ -119,6 +129,11 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(lock), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	m.until("the first release has settled, and locks are given back", func() bool {
+		_, text := m.call("GET", "/v2/state/status"+key, "")
+		_, err := os.Stat(lock)
+		return err != nil && strings.Contains(text, `"appState":"applied"`)
+	})
 	if err := os.WriteFile(lock, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}

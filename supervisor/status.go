@@ -124,6 +124,7 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 		st.Failed = true
 		st.Problem = cmp.Or(st.Problem, text)
 	}
+	st.Problem = cmp.Or(st.Problem, s.hostProblem)
 	if undone != "" && st.Problem == "" {
 		st.Problem = "rolled back to the release before: " + undone
 	}

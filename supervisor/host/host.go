@@ -15,7 +15,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
@@ -64,12 +63,11 @@ func (h *Host) Updating() bool {
 // Kernel is the kernel's name and release, such as Linux and 6.1.77-v8; empty
 // where /proc does not tell.
 func (h *Host) Kernel() (name, release string) {
-	read := func(file string) string {
-		data, _ := os.ReadFile(h.o.Root + "/proc/sys/kernel/" + file)
-		return strings.TrimSpace(string(data))
-	}
-	return read("ostype"), read("osrelease")
+	return h.firstLine("/proc/sys/kernel/ostype"), h.firstLine("/proc/sys/kernel/osrelease")
 }
+
+// BootID is another one after each reboot.
+func (h *Host) BootID() string { return h.firstLine("/proc/sys/kernel/random/boot_id") }
 
 func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {
 	var c *dbus.Conn

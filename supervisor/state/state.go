@@ -66,6 +66,7 @@ type device struct {
 	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
 	Images    []string          `json:"images,omitempty"`   // references that we pulled
 	Names     map[string]string `json:"names,omitempty"`    // the engine's, of images that came as deltas, by reference
+	Host      []string          `json:"host,omitempty"`     // variables that set something of the host
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
 	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
@@ -403,6 +404,21 @@ func (s *Store) EngineName(ref string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return cmp.Or(s.dev.Names[ref], ref)
+}
+
+// HostVariables are the names of variables that set something of the host.
+func (s *Store) HostVariables() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.dev.Host)
+}
+
+// SetHostVariables remembers them, in any order.
+func (s *Store) SetHostVariables(names []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Host = slices.Compact(slices.Sorted(slices.Values(names)))
+	return s.saveDevice()
 }
 
 // EnsureKeys makes API keys for the services that have none.
