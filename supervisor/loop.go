@@ -68,7 +68,11 @@ func (s *Supervisor) settle(ctx context.Context) time.Duration {
 		s.protect()
 		look := s.configure(ctx)
 		want, force := s.wanted()
-		again, err := s.round(ctx, want, force, nil)
+		err := s.artefacts(ctx, want)
+		var again time.Duration
+		if err == nil {
+			again, err = s.round(ctx, want, force, nil)
+		}
 		if err != nil {
 			return s.engineTrouble(err)
 		}

@@ -65,6 +65,7 @@ type Engine interface {
 	logs.Engine
 	Puller
 	Events(context.Context, client.EventsListOptions) client.EventsResult
+	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
 }
 

@@ -61,15 +61,21 @@ type device struct {
 	UUID      string            `json:"uuid"`
 	Name      string            `json:"name,omitempty"`
 	GlobalKey string            `json:"globalKey"`
-	Keys      map[string]string `json:"keys,omitempty"`     // app/service -> API key
-	Stopped   []string          `json:"stopped,omitempty"`  // app/service
-	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
-	Images    []string          `json:"images,omitempty"`   // references that we pulled
-	Names     map[string]string `json:"names,omitempty"`    // the engine's, of images that came as deltas, by reference
+	Keys      map[string]string `json:"keys,omitempty"`    // app/service -> API key
+	Stopped   []string          `json:"stopped,omitempty"` // app/service
+	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
+	Images    []string          `json:"images,omitempty"`  // references that we pulled
+	Names     map[string]string `json:"names,omitempty"`   // the engine's, of images that came as deltas, by reference
+	Before    *Inventory        `json:"beforeLocal,omitempty"`
 	Host      []string          `json:"host,omitempty"`     // variables that set something of the host
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
 	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
+}
+
+// An Inventory is what an engine had: IDs, and names of volumes and networks.
+type Inventory struct {
+	Containers, Images, Volumes, Networks []string
 }
 
 // A Store is the directory.
@@ -404,6 +410,22 @@ func (s *Store) EngineName(ref string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return cmp.Or(s.dev.Names[ref], ref)
+}
+
+// BeforeLocal is what the engine had when the device entered local mode; nil if
+// it did not.
+func (s *Store) BeforeLocal() *Inventory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Before
+}
+
+// SetBeforeLocal remembers it; nil forgets it.
+func (s *Store) SetBeforeLocal(i *Inventory) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Before = i
+	return s.saveDevice()
 }
 
 // HostVariables are the names of variables that set something of the host.
