@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"time"
 
@@ -137,21 +138,33 @@ func (h *Host) RestartUnit(ctx context.Context, unit string) error {
 
 // UnitActive reports whether a unit of systemd runs.
 func (h *Host) UnitActive(ctx context.Context, unit string) (bool, error) {
+	v, err := h.unitProperty(ctx, unit, "ActiveState")
+	state, _ := v.(string)
+	return state == "active" || state == "activating", err
+}
+
+// UnitPartOf reports whether a unit is stopped and restarted with another.
+func (h *Host) UnitPartOf(ctx context.Context, unit, other string) (bool, error) {
+	v, err := h.unitProperty(ctx, unit, "PartOf")
+	of, _ := v.([]string)
+	return slices.Contains(of, other), err
+}
+
+func (h *Host) unitProperty(ctx context.Context, unit, name string) (any, error) {
 	body, err := h.call(ctx, systemd, "/org/freedesktop/systemd1", systemd+".Manager.LoadUnit", unit)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	path, ok := dbusFirst[dbus.ObjectPath](body)
 	if !ok {
-		return false, errdef.Unavailable.Errorf("systemd does not say where %s is", unit)
+		return nil, errdef.Unavailable.Errorf("systemd does not say where %s is", unit)
 	}
-	body, err = h.call(ctx, systemd, path, "org.freedesktop.DBus.Properties.Get", systemd+".Unit", "ActiveState")
+	body, err = h.call(ctx, systemd, path, "org.freedesktop.DBus.Properties.Get", systemd+".Unit", name)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	v, _ := dbusFirst[dbus.Variant](body)
-	state, _ := v.Value().(string)
-	return state == "active" || state == "activating", nil
+	return v.Value(), nil
 }
 
 func dbusFirst[T any](body []any) (v T, ok bool) {
