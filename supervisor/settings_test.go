@@ -3,6 +3,7 @@ package supervisor_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,6 +36,12 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	if got := m.config()["persistentLogging"]; got != true || configTxt() != "# ours\nenable_uart=1\n" || systemd.called("reboot false") {
 		t.Fatalf("without variables persistentLogging is %v, config.txt %q; want the host as it was, and no reboot", got, configTxt())
 	}
+
+	m.until("the server knows how the device came", func() bool {
+		m.f.mu.Lock()
+		defer m.f.mu.Unlock()
+		return slices.Equal(m.f.variables, []string{"RESIN_HOST_CONFIG_enable_uart=1", "RESIN_SUPERVISOR_PERSISTENT_LOGGING=true"})
+	})
 
 	lock := filepath.Join(m.tmp, "services", "1", "web", "updates.lock")
 	if err := os.WriteFile(lock, nil, 0o644); err != nil {

@@ -66,6 +66,7 @@ type device struct {
 	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
 	Images    []string          `json:"images,omitempty"`  // references that we pulled
 	Names     map[string]string `json:"names,omitempty"`   // the engine's, of images that came as deltas, by reference
+	Server    string            `json:"server,omitempty"`  // that knows the settings we came with
 	Before    *Inventory        `json:"beforeLocal,omitempty"`
 	Host      []string          `json:"host,omitempty"`     // variables that set something of the host
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
@@ -410,6 +411,22 @@ func (s *Store) EngineName(ref string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return cmp.Or(s.dev.Names[ref], ref)
+}
+
+// Server is the address of the one that knows the settings that the device came
+// with; "" if none does.
+func (s *Store) Server() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Server
+}
+
+// SetServer remembers it.
+func (s *Store) SetServer(address string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Server = address
+	return s.saveDevice()
 }
 
 // BeforeLocal is what the engine had when the device entered local mode; nil if
