@@ -47,7 +47,12 @@ func (s *Supervisor) Scope(key string) (api.Scope, bool) {
 
 // Healthy is that the loop works and, on a managed device, that the server
 // answers.
-func (s *Supervisor) Healthy() bool { return s.link == nil || s.link.Healthy() }
+func (s *Supervisor) Healthy() bool {
+	s.mu.Lock()
+	offline := s.offline
+	s.mu.Unlock()
+	return s.link == nil || s.link.Healthy() && !offline
+}
 
 // Target is the target state being applied.
 func (s *Supervisor) Target() model.Target {

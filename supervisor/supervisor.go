@@ -120,6 +120,7 @@ type Supervisor struct {
 	applying    bool
 	problem     string                 // why the target is not reached, for people
 	hostProblem string                 // why the host is not what it says
+	offline     bool                   // the fleet server takes no connections
 	doing       map[string]string      // app/service -> Installing, Starting, Stopping
 	fetching    map[string]*download   // by image reference
 	failures    map[string]failure     // by step
@@ -187,6 +188,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	if s.link != nil {
 		g.Go(func() error { return s.link.Run(ctx) })
+		g.Go(func() error { s.watchConnection(ctx); return nil })
 	}
 	g.Go(func() error { s.watch(ctx); return nil })
 	g.Go(func() error { s.loop(ctx); return nil })

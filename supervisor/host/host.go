@@ -177,8 +177,50 @@ func dbusFirst[T any](body []any) (v T, ok bool) {
 // VPN reports whether the VPN's service runs, and whether it is connected.
 func (h *Host) VPN(ctx context.Context) (enabled, connected bool) {
 	enabled, _ = h.UnitActive(ctx, "openvpn.service") // a host without one has none
+	return enabled, h.VPNConnected()
+}
+
+// VPNConnected reports whether the VPN is connected.
+func (h *Host) VPNConnected() bool {
 	_, err := os.Stat(h.o.Root + "/run/openvpn/vpn_status/active")
-	return enabled, err == nil
+	return err == nil
+}
+
+// Signal blinks four times, again and again with a second between, until stop
+// is called, which waits for its end. A device without an LED does nothing.
+func (h *Host) Signal() (stop func()) {
+	if h.o.LED == "" {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		const blinks, half = 4, 200 * time.Millisecond
+		for i := 0; ; i = (i + 1) % (2 * blinks) {
+			h.light(i%2 == 0)
+			wait := half
+			if i == 2*blinks-1 {
+				wait = time.Second
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				h.light(false)
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// light switches the LED as well as can be.
+func (h *Host) light(on bool) {
+	text := []byte("0")
+	if on {
+		text = []byte("1")
+	}
+	os.WriteFile(h.o.LED, text, 0o644)
 }
 
 // Blink shows a person which device this is, for a few seconds. It returns at
@@ -192,7 +234,7 @@ func (h *Host) Blink(ctx context.Context) {
 		ticker := time.NewTicker(pattern)
 		defer ticker.Stop()
 		for i := range steps {
-			os.WriteFile(h.o.LED, []byte{'0' + byte(i%2)}, 0o644) // as well as can be
+			h.light(i%2 == 1)
 			select {
 			case <-ticker.C:
 			case <-ctx.Done():
