@@ -56,6 +56,9 @@ type configuring struct {
 	waiting    string    // why the host does not reboot
 }
 
+// hostLimit bounds how long a host may keep the loop waiting.
+const hostLimit = 5 * time.Second
+
 // configure makes the host what the target's variables say, and reports when
 // to look again. What fails is tried again later; applications do not wait for
 // it.
@@ -74,6 +77,8 @@ func (s *Supervisor) configure(ctx context.Context) time.Duration {
 		c.failures = 0
 	}
 	c.generation = generation
+	ctx, cancel := context.WithTimeout(ctx, hostLimit)
+	defer cancel()
 	err := s.setHost(ctx, config)
 	if err == nil {
 		c.failures = 0
@@ -128,8 +133,11 @@ var units = map[string][]string{
 }
 
 func setsHost(variable string) bool {
-	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", "SUPERVISOR_POLL_INTERVAL"}, variable) ||
-		strings.HasPrefix(variable, "HOST_CONFIG_") || strings.HasPrefix(variable, "HOST_EXTLINUX_") || strings.HasPrefix(variable, "HOST_SPLASH_")
+	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", "SUPERVISOR_POLL_INTERVAL"}, variable) || setsBoot(variable)
+}
+
+func setsBoot(variable string) bool {
+	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
 }
 
 // setConfigJSON keeps in config.json what the host reads there.
@@ -148,6 +156,10 @@ func (s *Supervisor) setConfigJSON(v hostVars) error {
 	if reboot {
 		change["persistentLogging"] = on
 	}
+	if system, power, changed := s.cooling(v); changed {
+		change["os"] = system
+		reboot = reboot || power
+	}
 	if len(change) == 0 {
 		return nil
 	}
@@ -159,6 +171,40 @@ func (s *Supervisor) setConfigJSON(v hostVars) error {
 		return s.needReboot()
 	}
 	return nil
+}
+
+// cooling is what config.json has under os, with the power mode and the fan
+// profile that Jetson Orins take from there. Only the first needs a reboot.
+func (s *Supervisor) cooling(v hostVars) (system map[string]any, power, changed bool) {
+	b := s.bootNow()
+	system = maps.Clone(b.System)
+	if system == nil {
+		system = map[string]any{}
+	}
+	if !strings.Contains(b.DeviceType, "-orin-") {
+		return system, false, false
+	}
+	set := func(variable, part, key string) bool {
+		text, given := v.now[variable]
+		old, _ := system[part].(map[string]any)
+		had, _ := old[key].(string)
+		if had == text || !given && !slices.Contains(v.gone, variable) {
+			return false
+		}
+		fresh := maps.Clone(old)
+		if fresh == nil {
+			fresh = map[string]any{}
+		}
+		delete(fresh, key)
+		if given {
+			fresh[key] = text
+		}
+		system[part] = fresh
+		return true
+	}
+	power = set("HOST_CONFIG_power_mode", "power", "mode")
+	fan := set("HOST_CONFIG_fan_profile", "fan", "profile")
+	return system, power, power || fan
 }
 
 // setUnits starts and stops services of the host.
@@ -193,6 +239,13 @@ func (s *Supervisor) backends() []bootconfig.Backend {
 // setBoot changes what boots the host.
 func (s *Supervisor) setBoot(v hostVars) error {
 	var all error
+	if s.cfg.BootDir == "" {
+		for _, name := range slices.Sorted(maps.Keys(v.now)) {
+			if setsBoot(name) {
+				return errdef.Unsupported.Errorf("%s: this device has no boot partition; start minked with --boot-dir", name)
+			}
+		}
+	}
 	for _, b := range s.backends() {
 		want, gone := v.below(b.Prefix)
 		if len(want)+len(gone) == 0 {

@@ -1,6 +1,7 @@
 package supervisor_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,4 +77,35 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" })
 	m.until("what no variable sets any more goes", func() bool { return configTxt() == "# ours\nenable_uart=1\n" })
+}
+
+func TestPowerAndFanOfAnOrin(t *testing.T) {
+	testenv.NeedRoot(t) // update locks
+	t.Parallel()
+	bus, systemd := startBus(t)
+	boot := t.TempDir()
+	if err := os.WriteFile(filepath.Join(boot, "device-type.json"), []byte(`{"slug":"jetson-agx-orin-devkit"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{SystemBus: bus, BootDir: boot})
+	system := func() string {
+		text, err := json.Marshal(m.config()["os"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	for _, tt := range []struct{ config, want string }{
+		{`"RESIN_HOST_CONFIG_fan_profile":"cool"`, `{"fan":{"profile":"cool"}}`},
+		{`"RESIN_HOST_CONFIG_fan_profile":"quiet","RESIN_HOST_CONFIG_power_mode":"low"`, `{"fan":{"profile":"quiet"},"power":{"mode":"low"}}`},
+		{"", `{"fan":{},"power":{}}`},
+	} {
+		m.f.wants(release("c1", "garden:1", "", tt.config))
+		m.update()
+		m.until("config.json has "+tt.want, func() bool { return system() == tt.want })
+		if tt.config == `"RESIN_HOST_CONFIG_fan_profile":"cool"` && systemd.called("reboot false") {
+			t.Error("the host reboots for its fan")
+		}
+	}
+	m.until("it reboots for its power mode", func() bool { return systemd.called("reboot false") })
 }
