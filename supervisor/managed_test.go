@@ -36,6 +36,7 @@ type fleet struct {
 	pinned     []string // "release before poll 0"
 	polls      int
 	logs       []string
+	variables  []string // that devices made, name=value
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -55,6 +56,7 @@ func newFleet(t *testing.T) *fleet {
 		io.WriteString(w, `{"d":[]}`)
 	})
 	mux.HandleFunc("PATCH /v7/device(77)", f.pin)
+	mux.HandleFunc("POST /v7/device_config_variable", f.setVariable)
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(f.Close)
 	return f
@@ -91,6 +93,17 @@ func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
 		io.WriteString(w, strings.ReplaceAll(f.target, "UUID", r.PathValue("uuid")))
 	}
+}
+
+func (f *fleet) setVariable(w http.ResponseWriter, r *http.Request) {
+	var body struct{ Name, Value string }
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("variable: %v", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.variables = append(f.variables, body.Name+"="+body.Value)
+	w.WriteHeader(http.StatusCreated)
 }
 
 func (f *fleet) pin(_ http.ResponseWriter, r *http.Request) {
@@ -207,7 +220,7 @@ func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 	if !given {
 		engine = newFake()
 	}
-	m := &managed{f: newFleet(t), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: t.TempDir(), tmp: t.TempDir()}
+	m := &managed{f: newFleet(t), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: cmp.Or(cfg.BootDir, t.TempDir()), tmp: t.TempDir()}
 	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
 		m.engine.registry[ref] = true
 	}

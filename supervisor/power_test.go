@@ -20,8 +20,9 @@ import (
 // A manager is logind and systemd as far as the supervisor calls them, on a bus
 // of its own.
 type manager struct {
-	mu    sync.Mutex
-	calls []string
+	mu     sync.Mutex
+	calls  []string
+	partOf []string // of every unit
 }
 
 func (m *manager) note(format string, args ...any) {
@@ -51,10 +52,25 @@ func (m *manager) RestartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) 
 	return "/job/1", nil
 }
 
+func (m *manager) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("start %s %s", name, mode)
+	return "/job/2", nil
+}
+
+func (m *manager) StopUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("stop %s %s", name, mode)
+	return "/job/3", nil
+}
+
 func (m *manager) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) { return "/unit", nil }
 
 // Get answers for every property of every unit.
 func (m *manager) Get(of, property string) (dbus.Variant, *dbus.Error) {
+	if property == "PartOf" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return dbus.MakeVariant(append([]string{}, m.partOf...)), nil
+	}
 	return dbus.MakeVariant("active"), nil
 }
 
@@ -119,6 +135,11 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(lock), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	m.until("the first release has settled, and locks are given back", func() bool {
+		_, text := m.call("GET", "/v2/state/status"+key, "")
+		_, err := os.Stat(lock)
+		return err != nil && strings.Contains(text, `"appState":"applied"`)
+	})
 	if err := os.WriteFile(lock, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -152,8 +173,26 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 		}
 	}
 	m.is("GET", "/v1/device/host-config"+key, "", 200, proxied)
+	conf := filepath.Join(m.boot, "system-proxy", "redsocks.conf")
+	byHand := "# by hand\nredsocks { \n type = socks5;\n ip = 192.0.2.1;\n port = 1080;\n splice = on;\n}\n"
+	if err := os.WriteFile(conf, []byte(byHand), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	systemd.mu.Lock()
+	systemd.calls, systemd.partOf = nil, []string{"redsocks-conf.target"}
+	systemd.mu.Unlock()
+	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"proxy":{"noProxy":["example.com"]}}}`, 200, "OK")
+	if got, err := os.ReadFile(conf); err != nil || string(got) != byHand {
+		t.Errorf("redsocks.conf after a change of exceptions is %q, %v; want what was there", got, err)
+	}
+	if systemd.called("restart redsocks.service fail") {
+		t.Error("a unit is restarted that the host restarts itself")
+	}
+	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"porch","proxy":{"type":"socks5","ip":"192.0.2.1","port":1080,"noProxy":["example.com"]}}}`)
 	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"proxy":{}}}`, 200, "OK")
 	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"porch"}}`)
+	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"hostname":""}}`, 200, "OK")
+	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"`+m.config()["uuid"].(string)[:7]+`"}}`)
 
 	m.is("POST", "/v1/reboot"+key, `{}`, 202, `{"Data":"OK","Error":null}`)
 	m.until("logind reboots", func() bool { return systemd.called("reboot false") })
