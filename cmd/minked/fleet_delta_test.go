@@ -92,6 +92,10 @@ func TestFleetUpdateByBalenasDelta(t *testing.T) {
 	}
 	d.Stop()
 	d.Up("--supervisor=true", "--boot-dir", boot)
+	defer func() { // else it makes its containers anew as they are removed
+		d.Stop()
+		d.Up("--supervisor=false")
+	}()
 	runs := func(version string) container.InspectResponse {
 		t.Helper()
 		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
