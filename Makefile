@@ -32,9 +32,9 @@ test-apps: ## servers from Debian in containers: nginx, mosquitto, dnsmasq; a mi
 	scripts/deps apps
 	MINKE_TEST_APPS=1 go test -count 1 -run TestRealServers -timeout 10m -v ./cmd/minked
 
-test-powercut: ## a thousand power cuts of the image store, and other file systems; minutes
+test-powercut: ## a thousand power cuts of the image store, as many of updates by delta, and other file systems; minutes
 	scripts/deps powercut
-	MINKE_POWERCUT=1000 go test -count 1 -timeout 30m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
+	MINKE_POWERCUT=1000 go test -count 1 -timeout 45m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
 
 test-conformance: ## the supervisor's acceptance suite beside a stock Docker too; minutes
 	scripts/deps test

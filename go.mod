@@ -6,6 +6,7 @@ go 1.26.8
 exclude github.com/moby/profiles/seccomp v0.2.4
 
 require (
+	github.com/Masterminds/semver/v3 v3.5.0
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	github.com/containerd/errdefs v1.0.0
 	github.com/cyphar/filepath-securejoin v0.7.0

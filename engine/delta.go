@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/registry"
@@ -29,6 +30,46 @@ func (e *Engine) DeltaCreate(ctx context.Context, base, target string, o DeltaOp
 		return nil, err
 	}
 	return e.images.MakeDelta(ctx, from, to, store.DeltaOptions{Memory: o.Memory, Progress: o.Progress})
+}
+
+// DeltaInspect tells what costs the bytes of a delta.
+func (e *Engine) DeltaInspect(ctx context.Context, d *store.ImageDelta) (store.DeltaReport, error) {
+	var files []*os.File
+	for _, l := range d.Layers {
+		files = append(files, l.File)
+	}
+	return e.images.InspectDelta(ctx, d.Base.ID, files)
+}
+
+// DeltaInspectFile tells the same of an archive that DeltaSave has made.
+func (e *Engine) DeltaInspectFile(ctx context.Context, r io.Reader) (store.DeltaReport, error) {
+	base, files, err := archive.DeltaFiles(r, e.images.TempFile)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return store.DeltaReport{}, err
+	}
+	return e.images.InspectDelta(ctx, base, files)
+}
+
+// DeltaInspectAll tells the same of all deltas that a registry has of an image.
+func (e *Engine) DeltaInspectAll(ctx context.Context, name string, c registry.Credentials) (all []store.DeltaReport, err error) {
+	ref, _, err := joinReference(name, "")
+	if err != nil {
+		return nil, err
+	}
+	err = e.registry.Load().Deltas(ctx, ref, c, oci.Host(), func(d registry.FoundDelta) error {
+		r, err := e.images.InspectDelta(ctx, d.Base, d.Files)
+		all = append(all, r)
+		return err
+	})
+	if err == nil && len(all) == 0 {
+		err = errdef.NotFound.Errorf("the registry has no delta of %s", ref.Familiar())
+	}
+	return all, err
 }
 
 // DeltaPush brings a delta to a registry, beside its target, which must be

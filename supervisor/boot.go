@@ -33,6 +33,9 @@ type boot struct {
 	DeviceType    string  `json:"deviceType"`
 	Development   bool    `json:"developmentMode"`
 
+	PersistentLogging any            `json:"persistentLogging"`
+	System            map[string]any `json:"os"`
+
 	arch string
 	os   map[string]string // /etc/os-release
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -99,6 +100,39 @@ func (l linked) Pin() (fleet int, commit string) {
 // Pinned implements cloud.Device.
 func (l linked) Pinned() error { return l.store.SetPin(nil) }
 
+// Introduction implements cloud.Device.
+func (l linked) Introduction() (cloud.Introduction, bool) {
+	b := l.bootNow()
+	if l.store.Server() == b.APIEndpoint {
+		return cloud.Introduction{}, true
+	}
+	out := cloud.Introduction{Variables: map[string]string{}, Name: b.InitialName}
+	if n := intOf(b.PollInterval); n > 0 && n != usualInterval {
+		out.Variables["SUPERVISOR_POLL_INTERVAL"] = strconv.Itoa(n)
+	}
+	if model.Truthy(b.PersistentLogging) {
+		out.Variables["SUPERVISOR_PERSISTENT_LOGGING"] = "true"
+	}
+	for _, place := range l.backends() {
+		settings, err := place.Current()
+		if err != nil {
+			l.log.Warn("read how the host boots", "err", err)
+		}
+		for k, v := range settings {
+			if model.IsVariable(k) {
+				out.Variables[place.Prefix+k] = v
+			}
+		}
+	}
+	return out, false
+}
+
+// Introduced implements cloud.Device.
+func (l linked) Introduced() error { return l.store.SetServer(l.bootNow().APIEndpoint) }
+
+// usualInterval is the time between polls, in milliseconds.
+const usualInterval = 900_000
+
 // Settings implements cloud.Device.
 func (l linked) Settings() cloud.Settings { return l.settings() }
 
@@ -107,7 +141,7 @@ func (s *Supervisor) settings() cloud.Settings {
 	s.mu.Lock()
 	config, b := s.target.Config, s.boot
 	s.mu.Unlock()
-	interval := model.Variable(config, "SUPERVISOR_POLL_INTERVAL", cmp.Or(intOf(b.PollInterval), 900_000))
+	interval := model.Variable(config, "SUPERVISOR_POLL_INTERVAL", cmp.Or(intOf(b.PollInterval), usualInterval))
 	return cloud.Settings{
 		Interval: time.Duration(max(interval, 1000)) * time.Millisecond,
 		Timeout:  time.Duration(max(model.Variable(config, "SUPERVISOR_API_REQUEST_TIMEOUT", 59_000), 1000)) * time.Millisecond,

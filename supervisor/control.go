@@ -106,8 +106,12 @@ func (s *Supervisor) HostConfig() (api.HostConfig, error) {
 	return c, err
 }
 
-// proxyUnits are restarted when the proxy changes; a host has some of them.
-var proxyUnits = []string{"balena-proxy-config.service", "redsocks.service"}
+// proxyUnits are restarted when the proxy changes; a host has some of them. Those
+// that belong to proxyTarget are restarted by the host itself, which watches the
+// file.
+var proxyUnits = []string{"balena-proxy-config.service", "resin-proxy-config.service", "redsocks.service"}
+
+const proxyTarget = "redsocks-conf.target"
 
 // SetHostConfig changes them, with the update locks of all applications, for
 // connections break.
@@ -134,7 +138,11 @@ func (s *Supervisor) SetHostConfig(ctx context.Context, c api.HostChange, force 
 			return err
 		}
 		for _, u := range proxyUnits {
-			if err := s.host.RestartUnit(ctx, u); err != nil {
+			part, err := s.host.UnitPartOf(ctx, u, proxyTarget)
+			if err == nil && !part {
+				err = s.host.RestartUnit(ctx, u)
+			}
+			if err != nil {
 				s.log.Warn("restart for a changed proxy", "unit", u, "err", err)
 			}
 		}

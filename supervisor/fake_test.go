@@ -263,6 +263,16 @@ func (f *fake) ImageInspect(_ context.Context, ref string, _ ...client.ImageInsp
 	return client.ImageInspectResult{InspectResponse: res}, nil
 }
 
+func (f *fake) ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out client.ImageListResult
+	for _, id := range f.images {
+		out.Items = append(out.Items, image.Summary{ID: id})
+	}
+	return out, nil
+}
+
 func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOptions) (client.ImagePullResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -311,6 +321,11 @@ func (f *fake) has(t *testing.T, ref string) {
 func (f *fake) ImageRemove(_ context.Context, ref string, _ client.ImageRemoveOptions) (client.ImageRemoveResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for name, id := range f.images {
+		if id == ref {
+			ref = name
+		}
+	}
 	if _, ok := f.images[ref]; !ok {
 		return client.ImageRemoveResult{}, notFound("image", ref)
 	}

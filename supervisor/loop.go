@@ -66,13 +66,18 @@ func (s *Supervisor) loop(ctx context.Context) {
 func (s *Supervisor) settle(ctx context.Context) time.Duration {
 	for ctx.Err() == nil {
 		s.protect()
+		look := s.configure(ctx)
 		want, force := s.wanted()
-		again, err := s.round(ctx, want, force, nil)
+		err := s.artefacts(ctx, want)
+		var again time.Duration
+		if err == nil {
+			again, err = s.round(ctx, want, force, nil)
+		}
 		if err != nil {
 			return s.engineTrouble(err)
 		}
 		if again > 0 {
-			return again
+			return min(again, look)
 		}
 		select {
 		case j := <-s.jobs:
@@ -142,6 +147,7 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 		if s.converged(want) {
 			s.removeImages(ctx, want)
 		}
+		look = min(look, s.rebootIfNeeded(ctx, force))
 		return look, nil // a newer target has poked the loop
 	}
 	ready, again := s.sift(steps)

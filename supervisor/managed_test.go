@@ -41,7 +41,7 @@ func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 	if !given {
 		engine = newFake()
 	}
-	m := &managed{f: testfleet.Start(t, nil), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: t.TempDir(), tmp: t.TempDir()}
+	m := &managed{f: testfleet.Start(t, nil), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: cmp.Or(cfg.BootDir, t.TempDir()), tmp: t.TempDir()}
 	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
 		m.engine.registry[ref] = true
 	}

@@ -3,6 +3,7 @@ package supervisor_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/minke-os/minke/internal/testbus"
@@ -21,6 +22,11 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(lock), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	m.until("the first release has settled, and locks are given back", func() bool {
+		_, text := m.call("GET", "/v2/state/status"+key, "")
+		_, err := os.Stat(lock)
+		return err != nil && strings.Contains(text, `"appState":"applied"`)
+	})
 	if err := os.WriteFile(lock, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -54,8 +60,24 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 		}
 	}
 	m.is("GET", "/v1/device/host-config"+key, "", 200, proxied)
+	conf := filepath.Join(m.boot, "system-proxy", "redsocks.conf")
+	byHand := "# by hand\nredsocks { \n type = socks5;\n ip = 192.0.2.1;\n port = 1080;\n splice = on;\n}\n"
+	if err := os.WriteFile(conf, []byte(byHand), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	systemd.PartOf("redsocks-conf.target")
+	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"proxy":{"noProxy":["example.com"]}}}`, 200, "OK")
+	if got, err := os.ReadFile(conf); err != nil || string(got) != byHand {
+		t.Errorf("redsocks.conf after a change of exceptions is %q, %v; want what was there", got, err)
+	}
+	if systemd.Called("restart redsocks.service fail") {
+		t.Error("a unit is restarted that the host restarts itself")
+	}
+	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"porch","proxy":{"type":"socks5","ip":"192.0.2.1","port":1080,"noProxy":["example.com"]}}}`)
 	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"proxy":{}}}`, 200, "OK")
 	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"porch"}}`)
+	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"hostname":""}}`, 200, "OK")
+	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"`+m.config()["uuid"].(string)[:7]+`"}}`)
 
 	m.is("POST", "/v1/reboot"+key, `{}`, 202, `{"Data":"OK","Error":null}`)
 	m.until("logind reboots", func() bool { return systemd.Called("reboot false") })

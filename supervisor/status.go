@@ -47,7 +47,12 @@ func (s *Supervisor) Scope(key string) (api.Scope, bool) {
 
 // Healthy is that the loop works and, on a managed device, that the server
 // answers.
-func (s *Supervisor) Healthy() bool { return s.link == nil || s.link.Healthy() }
+func (s *Supervisor) Healthy() bool {
+	s.mu.Lock()
+	offline := s.offline
+	s.mu.Unlock()
+	return s.link == nil || s.link.Healthy() && !offline
+}
 
 // Target is the target state being applied.
 func (s *Supervisor) Target() model.Target {
@@ -124,6 +129,7 @@ func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 		st.Failed = true
 		st.Problem = cmp.Or(st.Problem, text)
 	}
+	st.Problem = cmp.Or(st.Problem, s.hostProblem)
 	if undone != "" && st.Problem == "" {
 		st.Problem = "rolled back to the release before: " + undone
 	}

@@ -65,6 +65,7 @@ type Engine interface {
 	logs.Engine
 	Puller
 	Events(context.Context, client.EventsListOptions) client.EventsResult
+	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
 }
 
@@ -108,22 +109,26 @@ type Supervisor struct {
 	turn    chan struct{}   // capacity 1: held by the pull that gives way
 	wall    *firewall.Rules // the loop's: as they were made last; nil before
 
-	mu       sync.Mutex // guards the fields below
-	boot     boot
-	body     []byte // the target as it came
-	target   model.Target
-	want     plan.Want
-	force    bool
-	applying bool
-	problem  string                 // why the target is not reached, for people
-	doing    map[string]string      // app/service -> Installing, Starting, Stopping
-	fetching map[string]*download   // by image reference
-	failures map[string]failure     // by step
-	reasons  map[string]api.Reason  // app/service -> why it was stopped or replaced last
-	locked   map[model.AppID]bool   // update locks that we hold
-	handed   map[string]bool        // old containers that may go
-	commits  map[model.AppID]string // last release that settled
-	trial    *trial                 // of a new target; nil for one that has shown that it works
+	configured configuring // the loop's
+
+	mu          sync.Mutex // guards the fields below
+	boot        boot
+	body        []byte // the target as it came
+	target      model.Target
+	want        plan.Want
+	force       bool
+	applying    bool
+	problem     string                 // why the target is not reached, for people
+	hostProblem string                 // why the host is not what it says
+	offline     bool                   // the fleet server takes no connections
+	doing       map[string]string      // app/service -> Installing, Starting, Stopping
+	fetching    map[string]*download   // by image reference
+	failures    map[string]failure     // by step
+	reasons     map[string]api.Reason  // app/service -> why it was stopped or replaced last
+	locked      map[model.AppID]bool   // update locks that we hold
+	handed      map[string]bool        // old containers that may go
+	commits     map[model.AppID]string // last release that settled
+	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 
 // New makes a supervisor that does nothing yet.
@@ -183,6 +188,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	if s.link != nil {
 		g.Go(func() error { return s.link.Run(ctx) })
+		g.Go(func() error { s.watchConnection(ctx); return nil })
 	}
 	g.Go(func() error { s.watch(ctx); return nil })
 	g.Go(func() error { s.loop(ctx); return nil })

@@ -10,6 +10,7 @@ package pairs
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -103,7 +104,8 @@ func (m maker) once(path string, write func(tmp string) error) error {
 // when a version was built.
 func when(version int) time.Time { return time.Date(2026, 1, version, 3, 0, 0, 0, time.UTC) }
 
-// app is 4 MB of text on top of the base system, of which a seventh changes.
+// app is 4 MB of text on top of the base system; in a seventh of its files one
+// line in 64 changes.
 func (m maker) app(ctx context.Context, version int) ([]string, error) {
 	base, err := m.debian(ctx, 1)
 	if err != nil {
@@ -113,11 +115,10 @@ func (m maker) app(ctx context.Context, version int) ([]string, error) {
 	return []string{base, path}, m.once(path, func(tmp string) error {
 		return writeTar(tmp, func(w *tar.Writer) error {
 			for i := range 200 {
-				seed := uint64(i)
+				text := words(uint64(i), 21_000)
 				if version > 1 && i%7 == 0 {
-					seed += 1000
+					text = edited(text, words(uint64(i+1000), 21_000))
 				}
-				text := words(seed, 21_000)
 				if err := file(w, fmt.Sprintf("app/src/module%03d.js", i), text, when(version)); err != nil {
 					return err
 				}
@@ -135,6 +136,15 @@ func words(seed uint64, size int) []byte {
 		fmt.Fprintf(&b, "const v%d = f%d(%q);\n", r.IntN(100_000), r.IntN(500), fmt.Sprintf("%08x", r.Uint32()))
 	}
 	return []byte(b.String()[:size])
+}
+
+// edited takes every 64th line from another text.
+func edited(text, other []byte) []byte {
+	lines, others := bytes.SplitAfter(text, []byte("\n")), bytes.SplitAfter(other, []byte("\n"))
+	for i := 20; i < min(len(lines), len(others))-1; i += 64 {
+		lines[i] = others[i]
+	}
+	return bytes.Join(lines, nil)
 }
 
 // program is minked alone; the second version has one function more.

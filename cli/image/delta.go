@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -11,9 +12,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"text/tabwriter"
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/minke-os/minke/cli/connect"
@@ -38,8 +41,78 @@ func DeltaCommand(s *connect.Session) *cobra.Command {
 	f.StringVarP(&o.output, "output", "o", "", "write it to a `file`")
 	f.BoolVar(&o.push, "push", false, "push it to NEW's registry")
 	f.StringVar(&o.memory, "memory", "", "use about this much memory (default 1g)")
-	c.AddCommand(create)
+	c.AddCommand(create, inspectDeltaCommand(s))
 	return c
+}
+
+func inspectDeltaCommand(s *connect.Session) *cobra.Command {
+	template := ""
+	c := &cobra.Command{
+		Use: "inspect FILE|IMAGE", Short: "Show what costs the bytes of a delta",
+		Long: "Show what costs the bytes of a delta in FILE, or of all deltas that a registry has of IMAGE.\n\n" +
+			"Names of files that are the base's are known where the engine has the base.",
+		Example: "  minke delta inspect update.tar\n  minke delta inspect --format json registry.example/web:1.1",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return inspectDelta(cmd.Context(), s, args[0], template)
+		},
+	}
+	c.Flags().StringVar(&template, "format", "", "print through a Go `template`, or as \"json\"")
+	return c
+}
+
+func inspectDelta(ctx context.Context, s *connect.Session, name, template string) error {
+	engine, err := s.Engine()
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	var body io.Reader
+	method, path, auth := http.MethodGet, "/minke/delta/report?"+url.Values{"image": {name}}.Encode(), ""
+	f, err := os.Open(name)
+	if err == nil {
+		defer f.Close()
+		method, path, body = http.MethodPost, "/minke/delta/report", f
+	} else if auth, err = registryAuth(s, name); err != nil {
+		return fmt.Errorf("%s is neither a file nor an image: %w", name, err)
+	}
+	resp, err := askDelta(ctx, engine, method, path, auth, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var all []deltaReport
+	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+		return fmt.Errorf("the engine's answer: %w", err)
+	}
+	if template != "" {
+		return format.Value(s.Out, template, all)
+	}
+	for _, d := range all {
+		if err := report(s.Out, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// askDelta asks the engine for what only minke's has.
+func askDelta(ctx context.Context, engine *client.Client, method, path, auth string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, connect.Base+path, body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-Registry-Auth", auth)
+	resp, err := connect.HTTP(engine).Do(req)
+	if err != nil || resp.StatusCode == http.StatusOK {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	var refusal struct{ Message string }
+	if json.NewDecoder(resp.Body).Decode(&refusal); refusal.Message == "page not found" || refusal.Message == "" {
+		return nil, errors.New("this engine knows no deltas: it is not minke's, or an old one")
+	}
+	return nil, errors.New(refusal.Message)
 }
 
 type deltaOptions struct {
@@ -68,23 +141,11 @@ func (o deltaOptions) run(ctx context.Context, s *connect.Session, base, target 
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, connect.Base+"/minke/delta?"+q.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("X-Registry-Auth", auth)
-	resp, err := connect.HTTP(engine).Do(req)
+	resp, err := askDelta(ctx, engine, method, "/minke/delta?"+q.Encode(), auth, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		var refusal struct{ Message string }
-		if json.NewDecoder(resp.Body).Decode(&refusal); refusal.Message == "page not found" || refusal.Message == "" {
-			return errors.New("this engine makes no deltas: it is not minke's, or an old one")
-		}
-		return errors.New(refusal.Message)
-	}
 	if o.output != "" {
 		return save(resp.Body, o.output)
 	}
@@ -108,18 +169,25 @@ func save(r io.Reader, path string) error {
 	return os.Rename(f.Name(), path)
 }
 
-// A deltaReport is in "aux" of POST /minke/delta.
+// A deltaReport is in "aux" of POST /minke/delta, and what GET and POST
+// /minke/delta/report answer with a list of. Figures are bytes.
 type deltaReport struct {
+	Base   string
 	Size   int64
 	Layers []struct {
-		Layer          string
-		Size, Skeleton int64
-		Files          []struct {
-			Path, Base string
-			Size, Cost int64
+		Layer       string
+		Size, Table int64
+		deltaCost
+		Files []struct {
+			Path, Digest, Base string
+			Opened             bool
+			Size, Cost         int64
+			deltaCost
 		}
 	}
 }
+
+type deltaCost struct{ Whole, Operations, Changes, Added int64 }
 
 // shownFiles is how many files of a layer a person wants to see.
 const shownFiles = 8
@@ -138,7 +206,9 @@ func showDelta(w io.Writer, r io.Reader) error {
 		case m.Aux != nil:
 			var d deltaReport
 			if json.Unmarshal(*m.Aux, &d) == nil && d.Layers != nil {
-				report(w, d)
+				if err := report(w, d); err != nil {
+					return err
+				}
 			}
 		case m.Progress != nil && m.Progress.Total > 0: // too much for a log
 		case m.ID != "":
@@ -149,25 +219,45 @@ func showDelta(w io.Writer, r io.Reader) error {
 	}
 }
 
-func report(w io.Writer, d deltaReport) {
-	fmt.Fprintf(w, "Delta: %s in %d layers\n", format.Size(d.Size), len(d.Layers))
+// report prints a line for each layer, then its most costly files.
+func report(w io.Writer, d deltaReport) error {
+	fmt.Fprintf(w, "Delta of %s from %s\n", format.Size(d.Size), cmp.Or(format.ID(d.Base, false), "an unknown image"))
+	t := tabwriter.NewWriter(w, 0, 1, 3, ' ', 0)
+	fmt.Fprintln(t, "LAYER\tSIZE\tTABLE OF FILES\tWHOLE FILES\tPATCHES: COPIES\tCHANGES\tADDED")
 	for _, l := range d.Layers {
-		fmt.Fprintf(w, "  %s  %s, of which names and times of files %s\n", format.ID(l.Layer, false), format.Size(l.Size), format.Size(l.Skeleton))
-		for i, f := range l.Files {
-			if i == shownFiles {
-				break
+		fmt.Fprint(t, format.ID(l.Layer, false))
+		for _, n := range []int64{l.Size, l.Table, l.Whole, l.Operations, l.Changes, l.Added} {
+			fmt.Fprint(t, "\t", format.Size(n))
+		}
+		fmt.Fprintln(t)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, l := range d.Layers {
+		if len(l.Files) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "\nLayer %s has %d files that are new; what costs most:\n", format.ID(l.Layer, false), len(l.Files))
+		fmt.Fprintln(t, "COST\tSIZE\tFILE\tMADE FROM")
+		for _, f := range l.Files[:min(len(l.Files), shownFiles)] {
+			from := f.Base
+			switch {
+			case from == "":
+				from = "nothing: sent whole"
+			case from == f.Path:
+				from = "the same before"
 			}
-			how := "new"
-			switch f.Base {
-			case "":
-			case f.Path:
-				how = "changed"
-			default:
-				how = "from " + f.Base
+			if f.Opened {
+				from += ", opened"
 			}
-			fmt.Fprintf(w, "    %9s of %9s  %s (%s)\n", format.Size(f.Cost), format.Size(f.Size), f.Path, how)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", format.Size(f.Cost), format.Size(f.Size), cmp.Or(f.Path, f.Digest), from)
+		}
+		if err := t.Flush(); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // registryAuth is what "docker login" keeps for an image's registry, in the form

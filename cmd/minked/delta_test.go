@@ -118,6 +118,18 @@ func putFiles(t *testing.T, d *testdaemon.Daemon, name string, files map[string]
 	}
 }
 
+func pushImage(t *testing.T, d *testdaemon.Daemon, name string) {
+	t.Helper()
+	r, err := d.ImagePush(t.Context(), name, client.ImagePushOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func pullImage(t *testing.T, d *testdaemon.Daemon, name string) error {
 	t.Helper()
 	r, err := d.ImagePull(context.Background(), name, client.ImagePullOptions{})
@@ -142,19 +154,21 @@ func TestUpdateByDelta(t *testing.T) {
 		"program": append([]byte("changed"), program...), "version": []byte("2\n"),
 		"new1": randomBytes(2, 3<<20), "new2": randomBytes(3, 3<<20), "new3": randomBytes(4, 3<<20),
 	})
-	for _, name := range []string{one, two} {
-		r, err := d.ImagePush(ctx, name, client.ImagePushOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.Wait(ctx); err != nil {
-			t.Fatal(err)
-		}
-		r.Close()
-	}
+	pushImage(t, d, one)
+	pushImage(t, d, two)
 	out := post(t, d, "/minke/delta?"+url.Values{"base": {one}, "target": {two}, "push": {two}}.Encode())
 	if !strings.Contains(out, `"Path":"program"`) || !strings.Contains(out, "digest: sha256:") {
 		t.Fatalf("POST /minke/delta says %s", out)
+	}
+	// Whoever asks what the delta costs hears the same: who makes it, who finds it
+	// in the registry, and who has it as a file.
+	file := raw(t, d, http.MethodGet, "/minke/delta?"+url.Values{"base": {one}, "target": {two}}.Encode(), "")
+	report := raw(t, d, http.MethodGet, "/minke/delta/report?"+url.Values{"image": {two}}.Encode(), "")
+	if ofFile := raw(t, d, http.MethodPost, "/minke/delta/report", file); ofFile != report {
+		t.Errorf("the report on the file is %s\non the registry's %s", ofFile, report)
+	}
+	if inner := strings.Trim(report, "[]\n"); !strings.Contains(out, inner) || !strings.Contains(inner, `"Path":"program","Digest":"sha256:`) || !strings.Contains(inner, `"Base":"program"`) {
+		t.Errorf("the report on the delta is %s", report)
 	}
 	forget := func() {
 		t.Helper()
@@ -213,9 +227,18 @@ func TestUpdateByDelta(t *testing.T) {
 // post makes a request that Docker's client has no words for.
 func post(t *testing.T, d *testdaemon.Daemon, path string) string {
 	t.Helper()
+	return raw(t, d, http.MethodPost, path, "")
+}
+
+func raw(t *testing.T, d *testdaemon.Daemon, method, path, body string) string {
+	t.Helper()
 	dial := d.Dialer()
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}}
-	resp, err := c.Post("http://engine"+path, "", nil)
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://engine"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

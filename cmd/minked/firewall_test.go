@@ -20,6 +20,10 @@ func TestFirewallModes(t *testing.T) {
 	d := testdaemon.Start(t, "--supervisor=true")
 	d.WaitSupervisor()
 	n := d.Neighbor()
+	defer func() { // else it makes its containers anew as they are removed
+		d.Stop()
+		d.Up("--supervisor=false")
+	}()
 	n.Route("10.114.104.0/25")
 	const (
 		site, ssh = testdaemon.HostIPv4 + ":7777", testdaemon.HostIPv4 + ":22222"

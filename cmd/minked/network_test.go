@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/internal/testdaemon"
+	"github.com/minke-os/minke/internal/testenv"
 )
 
 // makeNetwork makes a network that is gone after the test.
@@ -285,6 +286,16 @@ func TestGatewayModesAndICC(t *testing.T) {
 	makeNetwork(t, d, "plain", client.NetworkCreateOptions{EnableIPv6: yes(), Options: map[string]string{
 		"com.docker.network.bridge.enable_ip_masquerade": "false", "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1", "com.docker.network.driver.mtu": "1400",
 	}})
+	const other4, other6 = "10.99.0.7", "fd99::7"
+	for _, a := range []string{other4 + "/24", other6 + "/64"} {
+		if out, err := d.Command(t.Context(), testenv.Need(t, "ip"), "addr", "add", a, "dev", "up0", "nodad"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	makeNetwork(t, d, "sent", client.NetworkCreateOptions{EnableIPv6: yes(), Options: map[string]string{
+		"com.docker.network.host_ipv4": other4, "com.docker.network.host_ipv6": other6,
+	}})
+	sent := newSite(t, d, "sent", "sent")
 	routed, routedHidden := newSite(t, d, "routed", "routed", network.PortBinding{}), newSite(t, d, "routed-hidden", "routed")
 	open, alone := newSite(t, d, "open", "open"), newSite(t, d, "alone", "isolated")
 	apart, other := newSite(t, d, "apart", "apart", network.PortBinding{}), newSite(t, d, "other", "apart")
@@ -329,6 +340,11 @@ func TestGatewayModesAndICC(t *testing.T) {
 		}
 	}
 	wg.Wait()
+	for near, want := range map[string]string{testdaemon.NeighborIPv4: other4, testdaemon.NeighborIPv6: other6} {
+		if got := callerOutside(t, n, near, want, sent.from); got != want {
+			t.Errorf("with host_ipv4 and host_ipv6 a server outside sees %q, want %q", got, want)
+		}
+	}
 	if got := callerOutside(t, n, testdaemon.NeighborIPv4, "any", plain.from); got != plain.endpoint("plain").IPAddress.String() {
 		t.Errorf("without masquerading a server outside sees %q, want the container's address", got)
 	}

@@ -14,14 +14,14 @@ import (
 	"github.com/minke-os/minke/internal/testenv"
 )
 
-// startRegistry runs Debian's docker-registry on the daemon's host network and
-// returns its address.
+// startRegistry runs Debian's docker-registry on all addresses of the daemon's
+// host network and returns one.
 func startRegistry(t *testing.T, d *testdaemon.Daemon) string {
 	t.Helper()
 	const addr = "127.0.0.1:5000"
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", dir, addr)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: \":5000\"}\n", dir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

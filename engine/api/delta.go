@@ -10,37 +10,77 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 
 	"github.com/minke-os/minke/engine"
-	"github.com/minke-os/minke/engine/delta"
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
-// deltaReport is what the makers of a delta want to know of it, in "aux".
+// deltaReport is what costs the bytes of a delta.
 type deltaReport struct {
+	Base   string // ID of the image that it was made from
 	Size   int64
 	Layers []deltaLayer
 }
 
 type deltaLayer struct {
-	Layer    string // diff ID
-	Size     int64
-	Skeleton int64
-	Files    []delta.FileReport // those that cost most
+	Layer string // diff ID
+	Size  int64
+	Table int64 // of files: the header and the skeleton
+	deltaCost
+	Files []deltaFile // the most costly first
 }
 
-// reported is how many files of a layer are in a report.
-const reported = 20
+type deltaCost struct{ Whole, Operations, Changes, Added int64 }
 
-func reportOf(d *store.ImageDelta) (out deltaReport) {
-	for _, l := range d.Layers {
-		files := slices.Clone(l.Report.Files)
-		slices.SortStableFunc(files, func(a, b delta.FileReport) int { return -cmp.Compare(a.Cost, b.Cost) })
-		out.Layers = append(out.Layers, deltaLayer{string(l.Target), l.Size, l.Report.Skeleton, files[:min(len(files), reported)]})
+type deltaFile struct {
+	Path   string // "" where it is not known
+	Digest string
+	Base   string // path or, where that is not known, digest of what it is made from; "" if it is sent whole
+	Opened bool   // what it is made from, too: both are compressed
+	Size   int64
+	Cost   int64
+	deltaCost
+}
+
+func reportOf(r store.DeltaReport) deltaReport {
+	out := deltaReport{Base: string(r.Base), Layers: []deltaLayer{}}
+	for _, l := range r.Layers {
+		layer := deltaLayer{Layer: string(l.Target), Size: l.Size, Table: l.Header + l.Skeleton, deltaCost: deltaCost(l.Contents), Files: []deltaFile{}}
+		for _, f := range l.Files {
+			layer.Files = append(layer.Files, deltaFile{
+				Path: f.Path, Digest: string(f.Content.Digest), Base: cmp.Or(l.Bases[f.Base.Digest], string(f.Base.Digest)),
+				Opened: f.Opened, Size: f.Content.Size, Cost: f.Cost.Total(), deltaCost: deltaCost(f.Cost),
+			})
+		}
+		slices.SortStableFunc(layer.Files, func(a, b deltaFile) int { return -cmp.Compare(a.Cost, b.Cost) })
+		out.Layers = append(out.Layers, layer)
 		out.Size += l.Size
 	}
 	return out
+}
+
+// deltaInspect answers GET /minke/delta/report?image=: what the deltas cost that
+// a registry has of an image.
+func (s *Server) deltaInspect(w http.ResponseWriter, r *http.Request) error {
+	all, err := s.engine.DeltaInspectAll(r.Context(), r.URL.Query().Get("image"), credentialsOf(r))
+	if err != nil {
+		return err
+	}
+	reports := []deltaReport{}
+	for _, d := range all {
+		reports = append(reports, reportOf(d))
+	}
+	return writeJSON(w, http.StatusOK, reports)
+}
+
+// deltaInspectFile answers POST /minke/delta/report with an archive.
+func (s *Server) deltaInspectFile(w http.ResponseWriter, r *http.Request) error {
+	d, err := s.engine.DeltaInspectFile(r.Context(), r.Body)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, []deltaReport{reportOf(d)})
 }
 
 func deltaOptions(r *http.Request, progress func(registry.Progress)) (engine.DeltaOptions, error) {
@@ -73,7 +113,11 @@ func (s *Server) deltaPush(w http.ResponseWriter, r *http.Request) error {
 		return out.fail(err)
 	}
 	defer d.Close()
-	aux, err := json.Marshal(reportOf(d))
+	report, err := s.engine.DeltaInspect(r.Context(), d)
+	if err != nil {
+		return out.fail(err)
+	}
+	aux, err := json.Marshal(reportOf(report))
 	if err != nil {
 		return err
 	}

@@ -84,6 +84,9 @@ type images interface {
 	ImagePush(ctx context.Context, name, tag string, o engine.PushOptions) error
 	ImageDelta(ctx context.Context, base, target, tag string, progress func(registry.Progress)) (oci.ImageID, error)
 	DeltaCreate(ctx context.Context, base, target string, o engine.DeltaOptions) (*store.ImageDelta, error)
+	DeltaInspect(ctx context.Context, d *store.ImageDelta) (store.DeltaReport, error)
+	DeltaInspectFile(ctx context.Context, r io.Reader) (store.DeltaReport, error)
+	DeltaInspectAll(ctx context.Context, name string, c registry.Credentials) ([]store.DeltaReport, error)
 	DeltaPush(ctx context.Context, d *store.ImageDelta, name string, o engine.PushOptions) error
 	DeltaSave(d *store.ImageDelta, w io.Writer) error
 	ImageImport(ctx context.Context, r io.Reader, o engine.ImportOptions) (oci.ImageID, error)

@@ -77,6 +77,8 @@ func (s *Server) routes() {
 	s.handle("POST /minke/store/check", s.storeCheck)
 	s.handle("POST /minke/delta", s.deltaPush)
 	s.handle("GET /minke/delta", s.deltaSave)
+	s.handle("GET /minke/delta/report", s.deltaInspect)
+	s.handle("POST /minke/delta/report", s.deltaInspectFile)
 	s.handle("POST /images/delta", s.imageDelta)
 
 	// What a daemon without swarm and plugins answers.

@@ -79,6 +79,62 @@ func SaveDelta(w io.Writer, d *store.ImageDelta) error {
 	return sv.tw.Close()
 }
 
+// DeltaFiles takes the deltas out of an archive that SaveDelta made, or of a
+// single layer's delta, into files that temp makes and the caller closes. base
+// is the image that they were made from, if the archive tells.
+func DeltaFiles(r io.Reader, temp func() (*os.File, error)) (base oci.ImageID, files []*os.File, err error) {
+	plain, err := Decompress(r)
+	if err != nil {
+		return "", nil, err
+	}
+	defer plain.Close()
+	take := func(r io.Reader) error {
+		f, err := temp()
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+		_, err = io.Copy(f, r)
+		return err
+	}
+	whole := bufio.NewReaderSize(plain, 4096)
+	head, err := whole.Peek(512)
+	if delta.Is(head) {
+		return "", files, take(whole)
+	}
+	if !IsTar(head) {
+		return "", nil, errdef.Invalid.Errorf("this is no delta: it begins with neither a tar nor a delta (%v)", err)
+	}
+	for tr := tar.NewReader(whole); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // names only name here
+			return base, files, errdef.Invalid.Errorf("archive: %w", err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		b := bufio.NewReaderSize(tr, 4096)
+		head, _ := b.Peek(64)
+		if delta.Is(head) {
+			if err := take(b); err != nil {
+				return base, files, err
+			}
+			continue
+		}
+		var m v1.Manifest
+		if json.NewDecoder(io.LimitReader(b, maxDocument)).Decode(&m) == nil && m.ArtifactType == delta.ArtifactType {
+			base = oci.ImageID(m.Annotations[delta.BaseImage])
+		}
+	}
+	if len(files) == 0 {
+		return base, nil, errdef.Invalid.Errorf("the archive has no delta")
+	}
+	return base, files, nil
+}
+
 // A loadedDelta is one whose contents are in the store.
 type loadedDelta struct {
 	*delta.Delta
@@ -122,7 +178,7 @@ func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error 
 		missing = missing || !l.loose.Has(c)
 	}
 	if missing {
-		err := d.Apply(seg, r, func(c delta.Content) (delta.File, error) { return l.loose.Open(c) }, l.loose.Create)
+		err := l.applier.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return l.loose.Open(c) }, l.loose.Create)
 		if errdef.Is(err, errdef.NotFound) {
 			return fmt.Errorf("the delta builds on an image that is not here: load or pull that first (%w)", err)
 		}
@@ -136,6 +192,7 @@ func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error 
 
 // stackDelta makes the layers of an image of what is here and the deltas.
 func (l *loading) stackDelta(diffs []oci.DiffID) error {
+	l.applier.Close()
 	var chain oci.ChainID
 	for _, diff := range diffs {
 		next := oci.Chain(chain, diff)
@@ -160,6 +217,7 @@ func (l *loading) stackDelta(diffs []oci.DiffID) error {
 
 // closeDeltas gives up what deltas brought, for good if the image is there.
 func (l *loading) closeDeltas(done bool) error {
+	l.applier.Close()
 	var errs []error
 	for _, d := range l.deltas {
 		errs = append(errs, d.skeleton.Close())

@@ -93,8 +93,9 @@ type loading struct {
 	links  map[string]string     // old archives have links to layers they repeat
 	size   int                   // of docs
 
-	deltas map[oci.DiffID]loadedDelta // by the layer that they make
-	loose  *store.Loose               // their contents; nil without deltas
+	deltas  map[oci.DiffID]loadedDelta // by the layer that they make
+	applier delta.Applier
+	loose   *store.Loose // their contents; nil without deltas
 }
 
 // An image is what an archive says of one.

@@ -13,7 +13,8 @@
 // A delta holds the target's skeleton, coded against that of one layer that the
 // device has, and for each content of the target that the device lacks either
 // all its bytes or a patch, whichever is smaller. Patches name their bases by
-// digest, so any image that has these bytes will do.
+// digest, so any image that has these bytes will do. Files that are compressed are
+// patched with their symbols laid out in bytes, see deflate.go.
 //
 // What always holds: applying uses a bounded amount of memory, whatever the size
 // of the image and its files (Window bytes several times over), and every

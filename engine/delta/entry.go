@@ -18,6 +18,7 @@ type entry struct {
 	blocks  []block  // of the head, in order; none for bytes that are no headers
 	content *Content // nil without
 	padded  bool     // zeros up to the next block follow the content
+	kept    bool     // of a target's entry: the content is that of the base's
 }
 
 // A block is a header of 512 bytes in a head.

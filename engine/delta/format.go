@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -26,10 +29,16 @@ const (
 	BaseLayer   = "io.minke.delta.skeleton" // annotation of a layer: diff ID of the layer whose skeleton it needs, if any
 )
 
-const magic = "minke delta 1\n"
+// Version 2 has contents that are opened.
+const (
+	magic  = "minke delta 1\n"
+	magic2 = "minke delta 2\n"
+)
 
 // Is reports whether these are the first bytes of a delta.
-func Is(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
+func Is(head []byte) bool {
+	return bytes.HasPrefix(head, []byte(magic)) || bytes.HasPrefix(head, []byte(magic2))
+}
 
 // Limits of what is believed.
 const (
@@ -46,6 +55,8 @@ type Delta struct {
 	Contents []Content  // that it brings
 	Skeleton Section
 	Segments []Segment
+
+	opens bool // some content is opened: version 2
 }
 
 // A Section is a part of the delta: bytes from its beginning.
@@ -136,8 +147,8 @@ func Read(r io.Reader) (*Delta, error) {
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, invalid("header", noEOF(err))
 	}
-	if string(head[:len(magic)]) != magic {
-		return nil, errdef.Invalid.Errorf("not a delta of version 1")
+	if !Is(head) {
+		return nil, errdef.Invalid.Errorf("not a delta of version 1 or 2")
 	}
 	n := binary.BigEndian.Uint32(head[len(magic):])
 	if n > maxHeader {
@@ -149,7 +160,7 @@ func Read(r io.Reader) (*Delta, error) {
 		return nil, invalid("header", err)
 	}
 	defer z.Close()
-	d := &Delta{}
+	d := &Delta{opens: string(head[:len(magic)]) == magic2}
 	br := bufio.NewReader(z)
 	if err := d.decode(br); err != nil {
 		return nil, invalid("header", err)
@@ -277,25 +288,33 @@ func number(r io.ByteReader, limit int64) (int64, error) {
 const (
 	whole   = 0 // its bytes follow
 	patched = 1 // the number of its base, then a patch
+	inside  = 2 // the same, and the size of its opened form, which the patch makes of the base's
 )
 
-// Apply makes the contents of one segment. r has the segment's bytes; open
+// An Applier makes contents. It keeps what it needs for one segment for the next.
+// The zero value works; Close it.
+type Applier struct {
+	z   *zstd.Decoder
+	r   *bufio.Reader
+	buf patchBuffers
+
+	file, form, made []byte // of what is opened
+}
+
+// Apply makes the contents of one segment of d. r has the segment's bytes; open
 // opens a base; create is called for each content, and what it returns is closed
 // once the content is complete and has the right digest, or, before, given up by
 // Abort.
-func (d *Delta) Apply(s Segment, r io.Reader, open func(Content) (File, error), create func(Content) (Sink, error)) error {
-	z, err := decoder(io.LimitReader(r, s.Length))
-	if err != nil {
+func (a *Applier) Apply(d *Delta, s Segment, r io.Reader, open func(Content) (File, error), create func(Content) (Sink, error)) error {
+	if err := a.start(io.LimitReader(r, s.Length)); err != nil {
 		return invalid("segment", err)
 	}
-	defer z.Close()
-	a := applier{bases: s.Bases, r: bufio.NewReaderSize(z, 64<<10), open: open}
 	for _, c := range d.Contents[s.First:][:s.Count] {
 		sink, err := create(c)
 		if err != nil {
 			return err
 		}
-		if err := a.content(c, sink); err != nil {
+		if err := a.content(c, s.Bases, d.opens, open, sink); err != nil {
 			sink.Abort()
 			return fmt.Errorf("content %s: %w", c.Digest, err)
 		}
@@ -309,22 +328,35 @@ func (d *Delta) Apply(s Segment, r io.Reader, open func(Content) (File, error), 
 	return nil
 }
 
+func (a *Applier) start(r io.Reader) (err error) {
+	if a.z != nil {
+		err = a.z.Reset(r)
+	} else if a.z, err = decoder(r); err == nil {
+		a.r = bufio.NewReaderSize(nil, 64<<10)
+	}
+	if err == nil {
+		a.r.Reset(a.z)
+	}
+	return err
+}
+
+// Close gives the memory back.
+func (a *Applier) Close() {
+	if a.z != nil {
+		a.z.Close()
+	}
+	*a = Applier{}
+}
+
 // A Sink takes the bytes of one content.
 type Sink interface {
 	io.WriteCloser
 	Abort()
 }
 
-type applier struct {
-	bases []Content
-	r     *bufio.Reader
-	open  func(Content) (File, error)
-	buf   patchBuffers
-}
-
-func (a *applier) content(c Content, w io.Writer) error {
+func (a *Applier) content(c Content, bases []Content, opens bool, open func(Content) (File, error), w io.Writer) error {
 	h := sha256.New()
-	if err := a.make(c, io.MultiWriter(w, h)); err != nil {
+	if err := a.make(c, bases, opens, open, io.MultiWriter(w, h)); err != nil {
 		return err
 	}
 	return verify(h, c)
@@ -337,34 +369,78 @@ func verify(h hash.Hash, c Content) error {
 	return nil
 }
 
-func (a *applier) make(c Content, w io.Writer) error {
+func (a *Applier) make(c Content, bases []Content, opens bool, open func(Content) (File, error), w io.Writer) error {
 	kind, err := a.r.ReadByte()
 	if err != nil {
 		return invalid("segment", noEOF(err))
 	}
-	switch kind {
-	case whole:
+	switch {
+	case kind == whole:
 		if _, err := io.CopyN(w, a.r, c.Size); err != nil {
 			return invalid("segment", noEOF(err))
 		}
 		return nil
-	case patched:
-		n, err := number(a.r, int64(len(a.bases)))
-		if err != nil || n == int64(len(a.bases)) {
-			return invalid("base", errors.Join(err, errors.New("a base that is not in the list")))
+	case kind == patched || kind == inside && opens:
+		base, err := readBase(a.r, bases)
+		if err != nil {
+			return invalid("base", err)
 		}
-		base := a.bases[n]
-		f, err := a.open(base)
+		f, err := open(base)
 		if err != nil {
 			return fmt.Errorf("base %s: %w", base.Digest, err)
 		}
-		err = applyPatch(w, a.r, f, base.Size, c.Size, &a.buf)
+		if kind == inside {
+			err = a.inside(w, f, base, c)
+		} else {
+			err = applyPatch(w, a.r, f, base.Size, c.Size, &a.buf)
+		}
 		if err != nil {
 			err = invalid("patch", err)
 		}
 		return errors.Join(err, f.Close())
 	}
 	return errdef.Invalid.Errorf("delta: a content of an unknown kind")
+}
+
+// inside makes a content whose opened form a patch makes of that of the base.
+func (a *Applier) inside(w io.Writer, f File, base, c Content) error {
+	size, err := number(a.r, maxOpened)
+	if err != nil {
+		return err
+	}
+	if base.Size > maxOpened || c.Size > maxOpened {
+		return errors.New("a file that is too large to be opened")
+	}
+	a.file = slices.Grow(a.file[:0], int(base.Size))[:base.Size]
+	if _, err := io.ReadFull(io.NewSectionReader(f, 0, base.Size), a.file); err != nil {
+		return noEOF(err)
+	}
+	form, ok := opened(a.form[:0], a.file)
+	if a.form = form; !ok {
+		return errors.New("a base that cannot be opened")
+	}
+	made := bytes.NewBuffer(slices.Grow(a.made[:0], int(size)))
+	err = applyPatch(made, a.r, bytes.NewReader(form), int64(len(form)), size, &a.buf)
+	if a.made = made.Bytes(); err != nil {
+		return err
+	}
+	a.file, err = closed(slices.Grow(a.file[:0], int(c.Size)), a.made, c.Size)
+	if err == nil && int64(len(a.file)) != c.Size {
+		err = errors.New("a compressed file of another size than it says")
+	}
+	if err == nil {
+		_, err = w.Write(a.file)
+	}
+	return err
+}
+
+// readBase reads which of the bases a patch builds on.
+func readBase(r io.ByteReader, bases []Content) (Content, error) {
+	n, err := number(r, int64(len(bases)))
+	if err != nil || n == int64(len(bases)) {
+		return Content{}, errors.Join(err, errors.New("a base that is not in the list"))
+	}
+	return bases[n], nil
 }
 
 // header is the delta up to its skeleton.
@@ -387,7 +463,11 @@ func (d *Delta) header() ([]byte, error) {
 	if frame.Len() > maxHeader {
 		return nil, errdef.Invalid.Errorf("a delta of %d contents is too large", len(d.Contents))
 	}
-	b := append([]byte(magic), 0, 0, 0, 0)
+	version := magic
+	if d.opens {
+		version = magic2
+	}
+	b := append([]byte(version), 0, 0, 0, 0)
 	binary.BigEndian.PutUint32(b[len(magic):], uint32(frame.Len()))
 	return append(b, frame.Bytes()...), nil
 }

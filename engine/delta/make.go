@@ -40,8 +40,9 @@ const selfContained = 1 << 10
 
 // Make writes the delta that makes target from what bases have. open gives the
 // bytes of contents of all of them. scratch is written and read once; its size
-// is about the delta's.
-func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Report, error) {
+// is about the delta's. What the delta says is returned; see Inspect for what
+// costs its bytes.
+func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Delta, error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -74,7 +75,7 @@ func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open fu
 	if _, err := io.Copy(w, scratch); err != nil {
 		return nil, err
 	}
-	return m.report(int64(len(header))), nil
+	return m.d, nil
 }
 
 type maker struct {
@@ -87,8 +88,6 @@ type maker struct {
 	paths  []string            // of d.Contents: where each is first
 	guess  *candidates
 	common map[int]int // by base layer: entries that it shares with the target
-
-	files []FileReport // by number of the content
 
 	mu   sync.Mutex
 	done int64
@@ -138,7 +137,6 @@ func (m *maker) survey(target Layer, bases []Layer) error {
 			m.paths = append(m.paths, e.path())
 		}
 	}
-	m.files = make([]FileReport, len(m.d.Contents))
 	return nil
 }
 
@@ -280,9 +278,8 @@ func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, e
 }
 
 // content codes one content in the way that takes the least space.
-func (m *maker) content(w io.Writer, s *Segment, i int) error {
-	c, how := m.d.Contents[i], &m.files[i]
-	*how = FileReport{Path: m.paths[i], Size: c.Size, Cost: c.Size}
+func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
+	c := m.d.Contents[i]
 	if c.Size > m.largest() {
 		return m.copy(w, c)
 	}
@@ -290,31 +287,85 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 	if err != nil {
 		return err
 	}
-	how.Cost = cost(data)
-	var best []byte
-	var from Content
+	best := coded{cost: cost(data)}
+	form := openable(data)
 	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
-		code, err := m.patch(base.Content, data)
+		old, err := m.readBase(base.Content)
 		if err != nil {
 			return err
 		}
-		if n := cost(code); code != nil && n < how.Cost {
-			best, from = code, base.Content
-			how.Cost, how.Base = n, base.path
+		if old == nil {
+			continue // too large
 		}
-		if how.Cost < c.Size/16 {
+		best.better(patched, base.Content, m.patch(old, data))
+		if oldForm := openable(old); form != nil && oldForm != nil {
+			best.better(inside, base.Content, m.patch(oldForm, form))
+		}
+		if best.cost < c.Size/16 {
 			break // another base would hardly do better
 		}
 	}
-	if best == nil {
+	if best.how == whole {
 		_, err := w.Write(append([]byte{whole}, data...))
 		return err
 	}
-	n := slices.Index(s.Bases, from)
+	n := slices.Index(s.Bases, best.base)
 	if n < 0 {
-		n, s.Bases = len(s.Bases), append(s.Bases, from)
+		n, s.Bases = len(s.Bases), append(s.Bases, best.base)
 	}
-	_, err = w.Write(append(binary.AppendUvarint([]byte{patched}, uint64(n)), best...))
+	head := binary.AppendUvarint([]byte{best.how}, uint64(n))
+	if best.how == inside {
+		head = binary.AppendUvarint(head, uint64(len(form)))
+		m.mu.Lock()
+		m.d.opens = true
+		m.mu.Unlock()
+	}
+	if _, err = w.Write(head); err != nil {
+		return err
+	}
+	return best.patch.write(w)
+}
+
+// coded is how a content is coded best, as far as is known.
+type coded struct {
+	how   byte
+	base  Content
+	patch patchCode
+	cost  int64
+}
+
+func (c *coded) better(how byte, base Content, p patchCode) {
+	if n := cost(p.b); n < c.cost {
+		*c = coded{how, base, p, n}
+	}
+}
+
+// openable is a file's opened form, or nil if it has none that gives it again.
+func openable(data []byte) []byte {
+	form, ok := opened(nil, data)
+	if !ok {
+		return nil
+	}
+	again, err := closed(nil, form, int64(len(data)))
+	if err != nil || !bytes.Equal(again, data) {
+		return nil
+	}
+	return form
+}
+
+// write ends a block of the frame at each cut.
+func (p patchCode) write(w *zstd.Encoder) error {
+	from := 0
+	for _, to := range p.cuts {
+		if _, err := w.Write(p.b[from:to]); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		from = to
+	}
+	_, err := w.Write(p.b[from:])
 	return err
 }
 
@@ -322,17 +373,9 @@ func (m *maker) content(w io.Writer, s *Segment, i int) error {
 // patch and their like one needs about four times that.
 func (m *maker) largest() int64 { return m.o.Memory / int64(m.o.Workers) / 8 }
 
-// patch is nil if the base is too large.
-func (m *maker) patch(base Content, data []byte) ([]byte, error) {
-	if base.Size > m.largest() {
-		return nil, nil
-	}
-	old, err := m.read(base)
-	if err != nil {
-		return nil, err
-	}
+func (m *maker) patch(old, data []byte) patchCode {
 	x := newIndex(old, m.largest()*4)
-	return appendPatch(nil, data, old, x.match(data)), nil
+	return makePatch(data, old, x.match(data))
 }
 
 func (m *maker) copy(w io.Writer, c Content) error {
@@ -346,6 +389,7 @@ func (m *maker) copy(w io.Writer, c Content) error {
 	return errors.Join(err, f.Close())
 }
 
+// readBase is nil for a base that is too large.
 func (m *maker) readBase(c Content) ([]byte, error) {
 	if c.Size > m.largest() {
 		return nil, nil
@@ -380,23 +424,9 @@ var scale = sync.OnceValue(func() *zstd.Encoder {
 })
 
 // cost is about how many bytes a code adds to the delta.
-func cost(code []byte) int64 { return int64(len(scale().EncodeAll(code, nil))) }
-
-// A Report tells what costs the bytes of a delta.
-type Report struct {
-	Base             oci.DiffID // layer whose skeleton it needs, or ""
-	Header, Skeleton int64      // bytes
-	Files            []FileReport
-}
-
-// A FileReport is about one new content.
-type FileReport struct {
-	Path string // where it is first
-	Size int64
-	Cost int64  // about how many bytes it adds
-	Base string // path of the file that it is made from; "" if it is sent whole
-}
-
-func (m *maker) report(header int64) *Report {
-	return &Report{Base: m.d.Base, Header: header, Skeleton: m.d.Skeleton.Length, Files: m.files}
+func cost(code []byte) int64 {
+	if len(code) == 0 {
+		return 0
+	}
+	return int64(len(scale().EncodeAll(code, nil)))
 }

@@ -9,23 +9,50 @@ import (
 	"github.com/minke-os/minke/oci"
 )
 
-var update = flag.Bool("update", false, "write testdata anew, for a new version of the format")
+var update = flag.Bool("update", false, "write a sample that is missing, for a new version of the format")
 
-// TestStoredSample applies a delta that an earlier program made. A change of the
-// format that cannot read it needs another version.
-func TestStoredSample(t *testing.T) {
+// TestStoredSamples applies deltas that earlier programs made. A change of the
+// format that cannot read one needs another version.
+func TestStoredSamples(t *testing.T) {
+	for version, edit := range map[string]func([]member) []member{
+		"version-1": func(m []member) []member { return m },
+		"version-2": func(m []member) []member {
+			return append(m, member{name: "notes.gz", data: stored(t, "new.gz")})
+		},
+	} {
+		t.Run(version, func(t *testing.T) { storedSample(t, "testdata/"+version+".delta", edit) })
+	}
+}
+
+// stored is a compressed file that no other version of the library may change.
+func stored(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile("testdata/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// plainMembers are those of version1 that are the same whatever library there is.
+const plainMembers = 306
+
+func storedSample(t *testing.T, sample string, edit func([]member) []member) {
 	s := shelf{}
-	base := layerOf(t, tarOf(t, version1()), s)
-	m := version1()
+	before := version1()[:plainMembers]
+	if sample != "testdata/version-1.delta" {
+		before = append(before, member{name: "notes.gz", data: stored(t, "old.gz")})
+	}
+	base := layerOf(t, tarOf(t, before), s)
+	m := version1()[:plainMembers]
 	for i := range m {
 		m[i].mtime++
 	}
 	m[301].data = edited(m[301].data, 777, "another version of the program")
-	m = append(m, member{name: "new", data: "sent whole"})
+	m = edit(append(m, member{name: "new", data: "sent whole"}))
 	want := tarOf(t, m)
-	const sample = "testdata/version-1.delta"
-	if *update {
-		data, _ := makeDelta(t, layerOf(t, want, s), []Layer{base}, s)
+	if _, err := os.Stat(sample); *update && err != nil {
+		data := makeDelta(t, layerOf(t, want, s), []Layer{base}, s)
 		if err := os.WriteFile(sample, data, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +62,7 @@ func TestStoredSample(t *testing.T) {
 		t.Fatal(err)
 	}
 	device := shelf{}
-	layerOf(t, tarOf(t, version1()), device)
+	layerOf(t, tarOf(t, before), device)
 	got, err := apply(data, base.Records(), device)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("apply = %d bytes with the digest %s, %v; want %s", len(got), oci.FromBytes(got), err, oci.FromBytes(want))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -190,8 +191,8 @@ func (w *skeletonWriter) close() error {
 }
 
 // A Contents gives the bytes of contents: those that were there before, and new
-// ones.
-type Contents func(Content) (io.ReadCloser, error)
+// ones. kept says that the base layer has the content.
+type Contents func(c Content, kept bool) (io.ReadCloser, error)
 
 // WriteTar writes the target layer's tar. skeleton is that section of the delta;
 // base are the records of the layer d.Base, nil if it is "". It asks for a content
@@ -210,7 +211,7 @@ func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, b
 		if e.content == nil {
 			return nil
 		}
-		if err := copyContent(out, *e.content, contents, buf); err != nil {
+		if err := copyContent(out, e, contents, buf); err != nil {
 			return err
 		}
 		if !e.padded {
@@ -224,8 +225,9 @@ func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, b
 // copyBuffer is how much of a content is read at a time.
 const copyBuffer = 128 << 10
 
-func copyContent(w io.Writer, c Content, contents Contents, buf []byte) error {
-	r, err := contents(c)
+func copyContent(w io.Writer, e *entry, contents Contents, buf []byte) error {
+	c := *e.content
+	r, err := contents(c, e.kept)
 	if err != nil {
 		return err
 	}
@@ -313,7 +315,7 @@ func (r *skeletonReader) chunk(n uint64) error {
 		if size > maxColumn {
 			return errors.New("a chunk is too large")
 		}
-		*col = append((*col)[:0], make([]byte, size)...)
+		*col = slices.Grow((*col)[:0], int(size))[:size]
 	}
 	for _, col := range r.cols.all() {
 		if _, err := io.ReadFull(r.r, *col); err != nil {
@@ -347,6 +349,7 @@ func (r *skeletonReader) entry() (*entry, error) {
 		return nil, err
 	}
 	e.padded = kind&padded != 0 && e.content != nil
+	e.kept = kind&contentMask == contentBase
 	for i := range e.blocks {
 		b := &e.blocks[i]
 		if b.blank&blankTime == 0 {

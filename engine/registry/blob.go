@@ -22,6 +22,9 @@ const (
 	// chunks is how many of them may be on the way: how far the connection
 	// may be ahead of a store that waits for its disk, 4 MiB.
 	chunks = 64
+	// partChunks is the same for parts of deltas, which come slower than they
+	// are applied and must not take much memory.
+	partChunks = 8
 )
 
 // A damage is content that is not what its digest says. Another attempt may
@@ -49,7 +52,7 @@ type fetch struct {
 	report func(got int64) // called by the goroutine
 
 	full, free chan []byte
-	made       int
+	made, most int    // chunks
 	rest, last []byte // what Read has not given yet, and the chunk it is in
 	taken      int64  // bytes that Read gave
 
@@ -66,20 +69,20 @@ type fetch struct {
 
 // fetch starts to get a blob. The caller must stop it.
 func (s *session) fetch(ctx context.Context, d descriptor, report func(got int64)) *fetch {
-	return s.launch(ctx, &fetch{d: d, report: report})
+	return s.launch(ctx, &fetch{d: d, most: chunks, report: report})
 }
 
 // fetchPart starts to get a part of a blob. There is no digest of that: whoever
 // reads it must know what is right.
 func (s *session) fetchPart(ctx context.Context, d descriptor, from, n int64, report func(got int64)) *fetch {
 	d.Size = n
-	return s.launch(ctx, &fetch{d: d, from: from, part: true, report: report})
+	return s.launch(ctx, &fetch{d: d, most: partChunks, from: from, part: true, report: report})
 }
 
 func (s *session) launch(ctx context.Context, f *fetch) *fetch {
 	ctx, f.cancel = context.WithCancel(ctx)
 	f.s, f.hash = s, sha256.New()
-	f.full, f.free = make(chan []byte, chunks), make(chan []byte, chunks)
+	f.full, f.free = make(chan []byte, f.most), make(chan []byte, f.most)
 	go func() {
 		defer close(f.full)
 		f.err = f.run(ctx)
@@ -208,7 +211,7 @@ func (f *fetch) chunk(ctx context.Context) ([]byte, error) {
 		return p[:chunk], nil
 	default:
 	}
-	if f.made < chunks {
+	if f.made < f.most {
 		f.made++
 		return make([]byte, chunk), nil
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -181,15 +182,18 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 	}); err != nil {
 		return err
 	}
+	var a delta.Applier
+	defer a.Close()
 	for _, seg := range missing {
 		err := in.section(seg.Section, func(r io.Reader) error {
-			return d.Apply(seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
+			return a.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	in.stop()
+	a.Close()
 	l.say("Download complete")
 	if _, err := skeleton.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -206,6 +210,64 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 	loose = nil
 	l.say("Pull complete")
 	return err
+}
+
+// A FoundDelta is a delta that a registry has of an image.
+type FoundDelta struct {
+	Digest oci.Digest  // of its manifest
+	Base   oci.ImageID // that it was made from
+	Files  []*os.File  // of its layers; closed when the callback returns
+}
+
+// Deltas fetches all deltas that an image's own registry has of it, one after the
+// other.
+func (c *Client) Deltas(ctx context.Context, ref oci.Reference, creds Credentials, p oci.Platform, use func(FoundDelta) error) error {
+	return c.at(ctx, c.origin(ctx, ref.Domain), ref, creds, func(ctx context.Context, s *session) error {
+		m, err := s.manifest(ctx, tagOrDigest(ref))
+		if err == nil {
+			m, err = s.image(ctx, m, p)
+		}
+		if err != nil {
+			return err
+		}
+		artifacts, err := s.referrers(ctx, m.digest)
+		for _, a := range artifacts {
+			if err == nil {
+				err = s.useDelta(ctx, a, use)
+			}
+		}
+		return err
+	})
+}
+
+func (s *session) useDelta(ctx context.Context, d descriptor, use func(FoundDelta) error) error {
+	m, err := s.manifest(ctx, string(d.Digest))
+	if err != nil {
+		return err
+	}
+	found := FoundDelta{Digest: d.Digest, Base: oci.ImageID(m.Annotations[delta.BaseImage])}
+	defer func() {
+		for _, f := range found.Files {
+			f.Close()
+		}
+	}()
+	for _, l := range m.Layers {
+		if l.MediaType != delta.MediaType {
+			continue
+		}
+		f, err := s.c.store.TempFile()
+		if err != nil {
+			return err
+		}
+		found.Files = append(found.Files, f)
+		in := s.fetch(ctx, l, func(int64) {})
+		_, err = io.Copy(f, in)
+		in.stop()
+		if err != nil {
+			return err
+		}
+	}
+	return use(found)
 }
 
 // A deltaStream reads a delta forwards, passing over what is not wanted.

@@ -3,6 +3,7 @@ package store
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"os"
 	"strings"
@@ -212,4 +213,31 @@ func TestRepairTakesADamagedObjectThatNoLayerHas(t *testing.T) {
 	var out bytes.Buffer
 	must(t, s.LayerTar(t.Context(), l.ChainID, &out))
 	sound(t, s)
+}
+
+func TestCheckFindsNothingWrongBesideWriters(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		id := putImage(t, s, "base", "", add(t, s, "", tarOf(t, file("a", "a"))))
+		must(t, s.Tag(id, ref(t, "base")))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			for ctx.Err() == nil {
+				if err := s.Tag(id, ref(t, "other")); err != nil {
+					done <- err
+					return
+				}
+				if _, err := s.Remove("other", RemoveOptions{}, nobody); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+		for range 50 {
+			sound(t, s)
+		}
+		cancel()
+		must(t, <-done)
+	})
 }

@@ -78,8 +78,10 @@ func BenchmarkAddDelta(b *testing.B) {
 		section := func(p delta.Section) io.Reader { return bytes.NewReader(data[p.Offset:][:p.Length]) }
 		l, err := s.Loose()
 		must(b, err)
+		var a delta.Applier
+		defer a.Close()
 		for _, seg := range d.Missing(l.Has) {
-			must(b, d.Apply(seg, section(seg.Section), func(c delta.Content) (delta.File, error) { return l.Open(c) }, l.Create))
+			must(b, a.Apply(d, seg, section(seg.Section), func(c delta.Content) (delta.File, error) { return l.Open(c) }, l.Create))
 		}
 		_, err = s.AddDelta(b.Context(), "", d, section(d.Skeleton), l)
 		must(b, err)

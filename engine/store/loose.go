@@ -345,6 +345,7 @@ type foreknown struct {
 type foretold struct {
 	at, size int64
 	is       sum
+	kept     bool // the base has it, and will until the layer is there
 }
 
 func (f *foreknown) tell(c foretold) {
@@ -353,11 +354,11 @@ func (f *foreknown) tell(c foretold) {
 	f.queued = append(f.queued, c)
 }
 
-// content is the digest of what began at a place of the tar, if it was told of.
-// Places only go up.
-func (f *foreknown) content(at, size int64) (sum, bool) {
+// content is what began at a place of the tar, if it was told of. Places only go
+// up.
+func (f *foreknown) content(at, size int64) (_ foretold, ok bool) {
 	if f == nil {
-		return sum{}, false
+		return foretold{}, false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -365,9 +366,9 @@ func (f *foreknown) content(at, size int64) (sum, bool) {
 		f.queued = f.queued[1:]
 	}
 	if size == 0 || len(f.queued) == 0 || f.queued[0].at != at || f.queued[0].size != size {
-		return sum{}, false
+		return foretold{}, false
 	}
-	return f.queued[0].is, true
+	return f.queued[0], true
 }
 
 // AddDelta adds the layer that a delta makes, on top of parent. skeleton is
@@ -386,6 +387,9 @@ func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta
 			return Layer{}, err
 		}
 		defer release()
+		if _, err := s.Layer(from.ChainID); err != nil { // gone before the lease
+			return Layer{}, err
+		}
 		base = s.Records(from.ChainID)
 	}
 	if err := l.flush(); err != nil {
@@ -401,15 +405,19 @@ func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta
 	return s.addPiped(add, func(w io.Writer) error {
 		piped := bufio.NewWriterSize(w, chunk) // small files one by one would wake the reader thrice each
 		out := &counter{w: piped}
-		err := d.WriteTar(ctx, out, skeleton, base, func(c delta.Content) (io.ReadCloser, error) {
-			f, err := l.Open(c)
+		err := d.WriteTar(ctx, out, skeleton, base, func(c delta.Content, kept bool) (io.ReadCloser, error) {
+			is, err := parseSum(c.Digest)
 			if err != nil {
 				return nil, err
 			}
-			if is, err := parseSum(c.Digest); err == nil && !s.links { // hard links have objects of other names
-				prior.tell(foretold{out.n, c.Size, is})
+			if s.links { // its objects have other names
+				return l.Open(c)
 			}
-			return f, nil
+			prior.tell(foretold{out.n, c.Size, is, kept})
+			if kept {
+				return os.Open(s.objectFile(is.name()))
+			}
+			return l.Open(c)
 		})
 		return errors.Join(err, piped.Flush())
 	})

@@ -70,9 +70,11 @@ func TestDeltaAddsALayer(t *testing.T) {
 		if len(segments) < 2 {
 			t.Fatalf("%d segments, want several", len(segments))
 		}
+		var a delta.Applier
+		defer a.Close()
 		apply := func(seg delta.Segment) {
 			t.Helper()
-			must(t, d.Apply(seg, section(seg.Section), func(c delta.Content) (delta.File, error) { return l.Open(c) }, l.Create))
+			must(t, a.Apply(d, seg, section(seg.Section), func(c delta.Content) (delta.File, error) { return l.Open(c) }, l.Create))
 		}
 		apply(segments[0])
 		must(t, l.Close())

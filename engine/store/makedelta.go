@@ -26,7 +26,6 @@ type LayerDelta struct {
 	Digest       oci.Digest
 	Size         int64
 	File         *os.File
-	Report       *delta.Report
 }
 
 // Close drops the files.
@@ -120,10 +119,11 @@ func (s *Store) makeLayerDelta(ctx context.Context, target delta.Layer, bases []
 	h := sha256.New()
 	out := &counter{w: io.MultiWriter(l.File, h)}
 	open := func(c delta.Content) (delta.File, error) { return loose.Open(c) }
-	if l.Report, err = delta.Make(ctx, out, target, bases, open, scratch, options); err != nil {
+	made, err := delta.Make(ctx, out, target, bases, open, scratch, options)
+	if err != nil {
 		return l, err
 	}
-	l.Target, l.Base = target.DiffID, l.Report.Base
+	l.Target, l.Base = made.Target, made.Base
 	l.Digest, l.Size = oci.FromHash(h), out.n
 	return l, nil
 }

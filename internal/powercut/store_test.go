@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -99,7 +100,10 @@ func record(t testing.TB, fs fileSystem, sc script) recording {
 	if out, err := exec.Command(fs.mkfs[0], append(fs.mkfs[1:], d.Path)...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v: %s", fs.mkfs, err, out)
 	}
-	sc.Registry = serveImages(t)
+	thin := &atomic.Bool{}
+	if sc.Registry = serveImages(t); sc.Deltas {
+		sc.Registry = serveDeltas(t, thin)
+	}
 	text, err := json.Marshal(sc)
 	if err != nil {
 		t.Fatal(err)
@@ -125,17 +129,22 @@ func record(t testing.TB, fs fileSystem, sc script) recording {
 		t.Fatal(err)
 	}
 	f.Close() // the victim has it
+	thin.Store(true)
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		rec.hear(t, d.Now(), lines.Text())
 		fmt.Fprintln(in)
 	}
 	rec.end = d.Now() // before the victim unmounts, which syncs
+	thin.Store(false)
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("victim: %v: %s", err, stderr.String())
 	}
 	rec.Log = d.Log()
 	rec.end = min(rec.end, rec.Len())
+	if sc.Deltas {
+		rec.begin = rec.said[1].at // when version 0 was there
+	}
 	return rec
 }
 
@@ -161,41 +170,78 @@ func (rec *recording) hear(t testing.TB, at int, line string) {
 	}
 }
 
-// serveImages is a registry with versions of an image that share a layer.
-func serveImages(t testing.TB) string {
-	docs := map[string][]byte{}
-	blobs := map[string][]byte{}
-	keep := func(b []byte) map[string]any {
-		blobs[string(oci.FromBytes(b))] = b
-		return map[string]any{"digest": oci.FromBytes(b), "size": len(b), "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
+// images are what a registry has, in the repository app.
+type images struct {
+	docs  map[string][]byte // manifests and indexes, by tag and by digest
+	blobs map[string][]byte
+	line  func(w http.ResponseWriter, r *http.Request, blob []byte) http.ResponseWriter // by which blobs go out
+}
+
+func (im *images) keep(b []byte) map[string]any {
+	im.blobs[string(oci.FromBytes(b))] = b
+	return map[string]any{"digest": oci.FromBytes(b), "size": len(b), "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
+}
+
+// add adds an image of these layers and gives its manifest's digest.
+func (im *images) add(t testing.TB, tag string, layers ...[]byte) oci.Digest {
+	t.Helper()
+	config := im.keep(configOf(layers))
+	config["mediaType"] = "application/vnd.oci.image.config.v1+json"
+	var described []any
+	for _, l := range layers {
+		described = append(described, im.keep(zipped(l)))
 	}
-	for v := range versions {
-		layers := [][]byte{layerTar(9, v/3), layerTar(9, 50+v)}
-		config := keep(configOf(layers))
-		config["mediaType"] = "application/vnd.oci.image.config.v1+json"
-		doc, err := json.Marshal(map[string]any{
-			"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-			"config": config, "layers": []any{keep(zipped(layers[0])), keep(zipped(layers[1]))},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		docs[fmt.Sprint(v)], docs[string(oci.FromBytes(doc))] = doc, doc
+	doc, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": described,
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	digest := oci.FromBytes(doc)
+	im.docs[tag], im.docs[string(digest)] = doc, doc
+	return digest
+}
+
+// serve is a registry's address.
+func (im *images) serve(t testing.TB) string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v2/", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /v2/app/manifests/{ref}", func(w http.ResponseWriter, r *http.Request) {
-		doc := docs[r.PathValue("ref")]
-		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		doc, ok := im.docs[r.PathValue("ref")]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		var m struct{ MediaType string }
+		json.Unmarshal(doc, &m)
+		w.Header().Set("Content-Type", m.MediaType)
 		w.Header().Set("Docker-Content-Digest", string(oci.FromBytes(doc)))
 		w.Write(doc)
 	})
+	mux.HandleFunc("GET /v2/app/referrers/", http.NotFound)
 	mux.HandleFunc("GET /v2/app/blobs/{digest}", func(w http.ResponseWriter, r *http.Request) {
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blobs[r.PathValue("digest")]))
+		blob, ok := im.blobs[r.PathValue("digest")]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		if im.line != nil {
+			w = im.line(w, r, blob)
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
 	})
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
 	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+// serveImages is a registry with versions of an image that share a layer.
+func serveImages(t testing.TB) string {
+	im := images{docs: map[string][]byte{}, blobs: map[string][]byte{}}
+	for v := range versions {
+		im.add(t, fmt.Sprint(v), layerTar(9, v/3), layerTar(9, 50+v))
+	}
+	return im.serve(t)
 }
 
 // expected is what must be there, by name, after a cut: an ID, or "gone".
@@ -349,8 +395,10 @@ func (rec *recording) examine(ctx context.Context, root string, at int) (err err
 			}
 		}
 	}
-	_, err = s.GC(ctx)
-	return err
+	if _, err := s.GC(ctx); err != nil || !rec.script.Deltas {
+		return err
+	}
+	return rec.finishes(ctx, s, db)
 }
 
 // mends repairs a store and says what is wrong with it after that.
@@ -533,15 +581,24 @@ func TestContentIsWrittenOnceAndAtOnce(t *testing.T) {
 
 func TestAStoreThatDoesNotSyncIsCaught(t *testing.T) {
 	need(t)
+	caught(t, script{Seed: 7, Steps: 10})
+}
+
+// caught expects losses without each of the syncs.
+func caught(t *testing.T, sc script) {
 	for name, calls := range map[string][]uintptr{
 		"content":   {unix.SYS_SYNCFS},
 		"directory": {unix.SYS_FSYNC},
 		"records":   {unix.SYS_FDATASYNC},
 	} {
 		t.Run(name, func(t *testing.T) {
-			const n = 24
-			rec := record(t, ext4, script{Seed: 7, Steps: 10, Without: calls})
-			lost := rec.cuts(t, n, 7)
+			sc := sc
+			sc.Without = calls
+			rec := record(t, ext4, sc)
+			n, lost := 0, []error(nil)
+			for ; len(lost) == 0 && n < 10*24; n += 24 {
+				lost = rec.cuts(t, 24, sc.Seed+uint64(n))
+			}
 			if len(lost) == 0 {
 				t.Fatalf("%d power cuts of a store that does not sync its %s lost nothing", n, name)
 			}

@@ -57,6 +57,7 @@ type script struct {
 	Without  []uintptr // system calls that do nothing: the syncs that are taken out
 	Full     bool      // the disk is too small: go on when there is no space left
 	Bulk     int       // load one image with so many files instead, and let it go
+	Deltas   bool      // updates by deltas instead
 }
 
 // A worker is a victim at work. It says what it does, a line each:
@@ -94,7 +95,11 @@ func victim(text string) error {
 		return err
 	}
 	defer w.s.Close()
-	if w.c, err = registry.New(w.s, db, registry.Options{}); err != nil {
+	tries := 0
+	if w.Deltas {
+		tries = 1 // a broken line ends a pull
+	}
+	if w.c, err = registry.New(w.s, db, registry.Options{Tries: tries}); err != nil {
 		return err
 	}
 	if w.Full {
@@ -105,8 +110,12 @@ func victim(text string) error {
 	if w.Bulk > 0 {
 		return w.bulk(context.Background())
 	}
+	step := w.step
+	if w.Deltas {
+		step = w.update
+	}
 	for i := range w.Steps {
-		if err := w.step(context.Background(), i); err != nil {
+		if err := step(context.Background(), i); err != nil {
 			return fmt.Errorf("step %d: %w", i, err)
 		}
 	}
@@ -342,8 +351,10 @@ func (w *worker) remove(ctx context.Context) error {
 		_, err := w.s.GC(ctx)
 		return err
 	}
-	i := w.r.IntN(len(w.have))
-	name := w.have[i]
+	return w.drop(ctx, w.have[w.r.IntN(len(w.have))])
+}
+
+func (w *worker) drop(ctx context.Context, name string) error {
 	w.say("busy %s", name)
 	nobody := func(oci.ImageID) (string, bool) { return "", false }
 	if _, err := w.s.Remove(name, store.RemoveOptions{Force: true}, nobody); err != nil && !strings.Contains(err.Error(), "No such image") {

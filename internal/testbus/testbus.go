@@ -18,8 +18,9 @@ import (
 
 // A Host is logind and systemd as far as the supervisor calls them.
 type Host struct {
-	mu    sync.Mutex // guards calls
-	calls []string
+	mu     sync.Mutex // guards the fields below
+	calls  []string
+	partOf []string // of every unit
 }
 
 func (m *Host) note(format string, args ...any) {
@@ -54,10 +55,41 @@ func (m *Host) RestartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
 	return "/job/1", nil
 }
 
+// StartUnit is systemd's.
+func (m *Host) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("start %s %s", name, mode)
+	return "/job/2", nil
+}
+
+// StopUnit is systemd's.
+func (m *Host) StopUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	m.note("stop %s %s", name, mode)
+	return "/job/3", nil
+}
+
+// Calls are all that were made.
+func (m *Host) Calls() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.calls)
+}
+
+// PartOf makes every unit a part of this one, and forgets the calls so far.
+func (m *Host) PartOf(unit string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls, m.partOf = nil, []string{unit}
+}
+
 func (m *Host) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) { return "/unit", nil }
 
 // Get answers for every property of every unit.
 func (m *Host) Get(of, property string) (dbus.Variant, *dbus.Error) {
+	if property == "PartOf" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return dbus.MakeVariant(append([]string{}, m.partOf...)), nil
+	}
 	return dbus.MakeVariant("active"), nil
 }
 

@@ -44,6 +44,7 @@ type Fleet struct {
 	polls      []Poll
 	reports    []Report
 	pinned     []string
+	variables  []string // that devices made, name=value
 	fault      func(*http.Request) Fault
 }
 
@@ -87,6 +88,7 @@ func Start(t testing.TB, l net.Listener) *Fleet {
 	mux.HandleFunc("POST /device/v2/{uuid}/log-stream", f.logStream)
 	mux.HandleFunc("GET /v7/device_tag", f.listTags)
 	mux.HandleFunc("PATCH /device/v3/tags", f.setTags)
+	mux.HandleFunc("POST /v7/device_config_variable", f.setVariable)
 	mux.HandleFunc("GET /v7/release", f.findRelease)
 	mux.HandleFunc("PATCH /v7/device("+fmt.Sprint(DeviceID)+")", f.pin)
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -302,6 +304,24 @@ func (f *Fleet) Pinned() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.pinned)
+}
+
+func (f *Fleet) setVariable(w http.ResponseWriter, r *http.Request) {
+	var body struct{ Name, Value string }
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		f.t.Errorf("variable: %v", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.variables = append(f.variables, body.Name+"="+body.Value)
+	w.WriteHeader(http.StatusCreated)
+}
+
+// Variables are those that devices made, as name=value.
+func (f *Fleet) Variables() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.variables)
 }
 
 // HandleFunc adds to what the server answers.

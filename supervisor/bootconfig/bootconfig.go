@@ -1,5 +1,6 @@
-// Package bootconfig reads and changes config.json on a device's boot
-// partition, which the host, people and we share.
+// Package bootconfig reads and changes what a device's boot partition says of
+// it, which the host, people and we share: config.json, and for what boots the
+// host config.txt, extra_uEnv.txt or extlinux.conf, and the splash picture.
 //
 // What we do not know stays as it is. A change replaces the file atomically, so
 // that a power cut leaves the old one or the new one. The file is read again

@@ -2,6 +2,7 @@
 // balenaCloud, openBalena, or another.
 //
 //	provision   register the device, once
+//	introduce   tell the settings that the device came with, once
 //	pin         name the release that it came with, once
 //	poll        ask for the target state
 //	report      say what runs
@@ -81,6 +82,10 @@ type Device interface {
 	Settings() Settings
 	// SetTarget takes the answer to a poll. An error means that it is refused.
 	SetTarget(body []byte) error
+	// Introduction is what the server is told of a device that it does not
+	// know; Introduced says that it does now.
+	Introduction() (intro Introduction, known bool)
+	Introduced() error
 	// Report is the current state, in the server's fields.
 	Report() map[string]any
 	// Tags are those that the server has not got yet; Tagged says that it has.
@@ -113,6 +118,7 @@ type Link struct {
 	asked   chan struct{} // capacity 1: poll now
 	stirred chan struct{} // capacity 1: something to report
 	tagged  chan struct{} // capacity 1: tags to send
+	pinned  chan struct{} // closed when the server may be asked for the target
 
 	mu       sync.Mutex
 	lastPoll time.Time // that was answered
@@ -134,6 +140,7 @@ func New(cfg Config) *Link {
 	return &Link{
 		cfg: cfg, log: cfg.Logger, http: http.Client{Transport: cfg.Transport}, made: time.Now(),
 		asked: make(chan struct{}, 1), stirred: make(chan struct{}, 1), tagged: make(chan struct{}, 1),
+		pinned: make(chan struct{}),
 	}
 }
 
@@ -163,7 +170,7 @@ func (l *Link) Run(ctx context.Context) error {
 	l.lastPoll = time.Now()
 	l.mu.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range []func(context.Context){l.poll, l.report, l.sendLogs, l.sendTags} {
+	for _, f := range []func(context.Context){l.introduce, l.poll, l.report, l.sendLogs, l.sendTags} {
 		g.Go(func() error { f(ctx); return nil })
 	}
 	return g.Wait()
@@ -286,6 +293,7 @@ func (l *Link) poll(ctx context.Context) {
 	if !l.pin(ctx) {
 		return
 	}
+	close(l.pinned)
 	failures := 0
 	if s := l.cfg.Device.Settings(); !s.Instant && !pause(ctx, s.Interval, l.asked) {
 		return

@@ -115,6 +115,7 @@ type device struct {
 	reborn   int
 	fleet    int // to be pinned
 	commit   string
+	intro    *Introduction // nil when the server has it
 }
 
 func newDevice() *device {
@@ -139,6 +140,22 @@ func (d *device) Pinned() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.commit = ""
+	return nil
+}
+
+func (d *device) Introduction() (Introduction, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.intro == nil {
+		return Introduction{}, true
+	}
+	return *d.intro, false
+}
+
+func (d *device) Introduced() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.intro = nil
 	return nil
 }
 

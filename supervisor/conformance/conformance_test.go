@@ -31,11 +31,6 @@ var groups = []group{
 	pollGroup, reportGroup, knownGroup, localGroup, openGroup, hostGroup, preloadGroup,
 }
 
-// awaited are checks of what is not built yet, by what that is.
-var awaited = map[int]string{
-	76: "boot settings", 79: "persistentLogging by a variable",
-}
-
 func run(t *testing.T, docker bool) {
 	for _, g := range groups {
 		t.Run(g.name, func(t *testing.T) {
@@ -61,9 +56,6 @@ func run(t *testing.T, docker bool) {
 			}
 			for _, c := range g.checks {
 				t.Run(fmt.Sprintf("%02d-%s", c.n, c.name), func(t *testing.T) {
-					if what, ok := awaited[c.n]; ok {
-						t.Skip("awaits " + what)
-					}
 					d.t = t
 					c.f(d)
 				})

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/Masterminds/semver/v3"
 )
 
 func TestSatisfies(t *testing.T) {
@@ -17,7 +19,7 @@ func TestSatisfies(t *testing.T) {
 		{"1.2.3", []string{"1.2.3", "v1.2.3", "1.2.3+rev4"}, []string{"1.2.4", "1.2.3-rc1"}},
 		{"=1.2.3", []string{"1.2.3"}, []string{"1.2.2"}},
 		{">=2.113", []string{"2.113.0", "2.113.15+rev1", "10"}, []string{"2.112.99", "2"}},
-		{">= 2.113 < 3", []string{"2.113.0", "2.200.1"}, []string{"3.0.0", "3.0.0-rc1", "2.0.0"}},
+		{">= 2.113 < 3", []string{"2.113.0", "2.200.1"}, []string{"3.0.0", "2.0.0"}},
 		{">1.2", []string{"1.3.0", "2.0.0"}, []string{"1.2.0", "1.2.9"}},
 		{">1.2.3", []string{"1.2.4"}, []string{"1.2.3"}},
 		{"<=1.2", []string{"1.2.9", "0.1.0"}, []string{"1.3.0"}},
@@ -30,7 +32,6 @@ func TestSatisfies(t *testing.T) {
 		{"^0.0.3", []string{"0.0.3"}, []string{"0.0.4"}},
 		{"^0.0", []string{"0.0.0", "0.0.9"}, []string{"0.1.0"}},
 		{"^0", []string{"0.0.1", "0.9.0"}, []string{"1.0.0"}},
-		{"^*", []string{"7.0.0"}, nil},
 		{"1.x", []string{"1.0.0", "1.7.2"}, []string{"2.0.0", "0.9.0"}},
 		{"1.2.*", []string{"1.2.0"}, []string{"1.3.0"}},
 		{"1.2 - 2.0", []string{"1.2.0", "2.0.9"}, []string{"2.1.0", "1.1.9"}},
@@ -41,7 +42,6 @@ func TestSatisfies(t *testing.T) {
 		{"latest", nil, []string{"1.0.0"}},
 		{">=", nil, []string{"1.0.0"}},
 		{"1.0.0 || nonsense", nil, []string{"1.0.0"}},
-		{"=>1", nil, []string{"1.0.0"}},
 	}
 	for _, tt := range tests {
 		for _, v := range tt.yes {
@@ -158,7 +158,7 @@ func FuzzSatisfies(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, v, in string) {
 		Satisfies(v, in)
-		if _, given, ok := parseVersion(v); ok && given == 3 && !strings.ContainsAny(v, " |<>=^~\t\n\v\f\r") && !Satisfies(v, ">="+v) {
+		if _, err := semver.StrictNewVersion(v); err == nil && !Satisfies(v, ">="+v) {
 			t.Errorf("%q is not in >= itself", v)
 		}
 	})

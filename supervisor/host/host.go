@@ -15,7 +15,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,12 +64,11 @@ func (h *Host) Updating() bool {
 // Kernel is the kernel's name and release, such as Linux and 6.1.77-v8; empty
 // where /proc does not tell.
 func (h *Host) Kernel() (name, release string) {
-	read := func(file string) string {
-		data, _ := os.ReadFile(h.o.Root + "/proc/sys/kernel/" + file)
-		return strings.TrimSpace(string(data))
-	}
-	return read("ostype"), read("osrelease")
+	return h.firstLine("/proc/sys/kernel/ostype"), h.firstLine("/proc/sys/kernel/osrelease")
 }
+
+// BootID is another one after each reboot.
+func (h *Host) BootID() string { return h.firstLine("/proc/sys/kernel/random/boot_id") }
 
 func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {
 	var c *dbus.Conn
@@ -139,21 +138,33 @@ func (h *Host) RestartUnit(ctx context.Context, unit string) error {
 
 // UnitActive reports whether a unit of systemd runs.
 func (h *Host) UnitActive(ctx context.Context, unit string) (bool, error) {
+	v, err := h.unitProperty(ctx, unit, "ActiveState")
+	state, _ := v.(string)
+	return state == "active" || state == "activating", err
+}
+
+// UnitPartOf reports whether a unit is stopped and restarted with another.
+func (h *Host) UnitPartOf(ctx context.Context, unit, other string) (bool, error) {
+	v, err := h.unitProperty(ctx, unit, "PartOf")
+	of, _ := v.([]string)
+	return slices.Contains(of, other), err
+}
+
+func (h *Host) unitProperty(ctx context.Context, unit, name string) (any, error) {
 	body, err := h.call(ctx, systemd, "/org/freedesktop/systemd1", systemd+".Manager.LoadUnit", unit)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	path, ok := dbusFirst[dbus.ObjectPath](body)
 	if !ok {
-		return false, errdef.Unavailable.Errorf("systemd does not say where %s is", unit)
+		return nil, errdef.Unavailable.Errorf("systemd does not say where %s is", unit)
 	}
-	body, err = h.call(ctx, systemd, path, "org.freedesktop.DBus.Properties.Get", systemd+".Unit", "ActiveState")
+	body, err = h.call(ctx, systemd, path, "org.freedesktop.DBus.Properties.Get", systemd+".Unit", name)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	v, _ := dbusFirst[dbus.Variant](body)
-	state, _ := v.Value().(string)
-	return state == "active" || state == "activating", nil
+	return v.Value(), nil
 }
 
 func dbusFirst[T any](body []any) (v T, ok bool) {
@@ -166,8 +177,50 @@ func dbusFirst[T any](body []any) (v T, ok bool) {
 // VPN reports whether the VPN's service runs, and whether it is connected.
 func (h *Host) VPN(ctx context.Context) (enabled, connected bool) {
 	enabled, _ = h.UnitActive(ctx, "openvpn.service") // a host without one has none
+	return enabled, h.VPNConnected()
+}
+
+// VPNConnected reports whether the VPN is connected.
+func (h *Host) VPNConnected() bool {
 	_, err := os.Stat(h.o.Root + "/run/openvpn/vpn_status/active")
-	return enabled, err == nil
+	return err == nil
+}
+
+// Signal blinks four times, again and again with a second between, until stop
+// is called, which waits for its end. A device without an LED does nothing.
+func (h *Host) Signal() (stop func()) {
+	if h.o.LED == "" {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		const blinks, half = 4, 200 * time.Millisecond
+		for i := 0; ; i = (i + 1) % (2 * blinks) {
+			h.light(i%2 == 0)
+			wait := half
+			if i == 2*blinks-1 {
+				wait = time.Second
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				h.light(false)
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// light switches the LED as well as can be.
+func (h *Host) light(on bool) {
+	text := []byte("0")
+	if on {
+		text = []byte("1")
+	}
+	os.WriteFile(h.o.LED, text, 0o644)
 }
 
 // Blink shows a person which device this is, for a few seconds. It returns at
@@ -181,7 +234,7 @@ func (h *Host) Blink(ctx context.Context) {
 		ticker := time.NewTicker(pattern)
 		defer ticker.Stop()
 		for i := range steps {
-			os.WriteFile(h.o.LED, []byte{'0' + byte(i%2)}, 0o644) // as well as can be
+			h.light(i%2 == 1)
 			select {
 			case <-ticker.C:
 			case <-ctx.Done():

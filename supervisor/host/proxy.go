@@ -131,7 +131,12 @@ func (h *Host) SetProxy(p *Proxy) error {
 	if err := durable.WriteFile(list, []byte(strings.Join(append(slices.Clone(p.NoProxy), ""), "\n")), 0o644); err != nil {
 		return err
 	}
-	if p.Type == "" && p.IP == "" {
+	had, err := os.ReadFile(conf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// What somebody wrote by hand stays where nothing of it changes.
+	if p.Type == "" && p.IP == "" || err == nil && string(parseRedsocks(string(had)).redsocks()) == string(p.redsocks()) {
 		return nil
 	}
 	return durable.WriteFile(conf, p.redsocks(), 0o644)

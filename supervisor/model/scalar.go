@@ -73,6 +73,9 @@ func Variable[T bool | int](config map[string]string, name string, otherwise T) 
 	return otherwise
 }
 
+// IsVariable reports whether a device variable may have this name.
+func IsVariable(name string) bool { return configKey.MatchString(name) }
+
 // Str reads a string that says something.
 func Str(v any) (string, bool) {
 	s, ok := v.(string)

@@ -61,14 +61,22 @@ type device struct {
 	UUID      string            `json:"uuid"`
 	Name      string            `json:"name,omitempty"`
 	GlobalKey string            `json:"globalKey"`
-	Keys      map[string]string `json:"keys,omitempty"`     // app/service -> API key
-	Stopped   []string          `json:"stopped,omitempty"`  // app/service
-	Tags      map[string]string `json:"tags,omitempty"`     // that the server has not got yet
-	Images    []string          `json:"images,omitempty"`   // references that we pulled
-	Names     map[string]string `json:"names,omitempty"`    // the engine's, of images that came as deltas, by reference
+	Keys      map[string]string `json:"keys,omitempty"`    // app/service -> API key
+	Stopped   []string          `json:"stopped,omitempty"` // app/service
+	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
+	Images    []string          `json:"images,omitempty"`  // references that we pulled
+	Names     map[string]string `json:"names,omitempty"`   // the engine's, of images that came as deltas, by reference
+	Server    string            `json:"server,omitempty"`  // that knows the settings we came with
+	Before    *Inventory        `json:"beforeLocal,omitempty"`
+	Host      []string          `json:"host,omitempty"`     // variables that set something of the host
 	Rejected  string            `json:"rejected,omitempty"` // hash of a target that did not work
 	Reason    string            `json:"reason,omitempty"`   // why
 	Pin       *appsjson.Pin     `json:"pin,omitempty"`      // that the server does not know yet
+}
+
+// An Inventory is what an engine had: IDs, and names of volumes and networks.
+type Inventory struct {
+	Containers, Images, Volumes, Networks []string
 }
 
 // A Store is the directory.
@@ -403,6 +411,53 @@ func (s *Store) EngineName(ref string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return cmp.Or(s.dev.Names[ref], ref)
+}
+
+// Server is the address of the one that knows the settings that the device came
+// with; "" if none does.
+func (s *Store) Server() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Server
+}
+
+// SetServer remembers it.
+func (s *Store) SetServer(address string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Server = address
+	return s.saveDevice()
+}
+
+// BeforeLocal is what the engine had when the device entered local mode; nil if
+// it did not.
+func (s *Store) BeforeLocal() *Inventory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dev.Before
+}
+
+// SetBeforeLocal remembers it; nil forgets it.
+func (s *Store) SetBeforeLocal(i *Inventory) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Before = i
+	return s.saveDevice()
+}
+
+// HostVariables are the names of variables that set something of the host.
+func (s *Store) HostVariables() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.dev.Host)
+}
+
+// SetHostVariables remembers them, in any order.
+func (s *Store) SetHostVariables(names []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dev.Host = slices.Compact(slices.Sorted(slices.Values(names)))
+	return s.saveDevice()
 }
 
 // EnsureKeys makes API keys for the services that have none.

@@ -52,6 +52,11 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 	go func() {
 		// The thread ends with the goroutine unless it is back home.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // it stands for the process in /proc
+			result <- inNamespace(ns, f)
+			runtime.UnlockOSThread()
+			return
+		}
 		home, err := netns.Get()
 		if err != nil {
 			result <- err

@@ -17,6 +17,8 @@ const (
 	optICC        = "com.docker.network.bridge.enable_icc"
 	optMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
 	optBindIPv4   = "com.docker.network.bridge.host_binding_ipv4"
+	optHost4      = "com.docker.network.host_ipv4"
+	optHost6      = "com.docker.network.host_ipv6"
 	optInhibit4   = "com.docker.network.bridge.inhibit_ipv4"
 	optMode4      = "com.docker.network.bridge.gateway_mode_ipv4"
 	optMode6      = "com.docker.network.bridge.gateway_mode_ipv6"
@@ -51,6 +53,7 @@ type options struct {
 	icc, masquerade       bool
 	inhibit4              bool
 	bind                  netip.Addr // host address of ports that name none
+	host4, host6          netip.Addr // that containers go out with; zero: the one of the way out
 	mode4, mode6          gatewayMode
 	ifPrefix              string
 	parent                string
@@ -62,6 +65,14 @@ func (o *options) mode(a netip.Addr) gatewayMode {
 		return o.mode4
 	}
 	return o.mode6
+}
+
+// host is what containers with an address of a's family go out with.
+func (o *options) host(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return o.host4
+	}
+	return o.host6
 }
 
 // parseOptions reads the options of a network. Unknown ones are labels of
@@ -85,9 +96,17 @@ func parseOptions(n *network.Network) (o options, err error) {
 			return o, errdef.Invalid.Errorf("invalid MTU %q: want a number from 68 to 65535", v)
 		}
 	}
-	if v := get[optBindIPv4]; v != "" {
-		if o.bind, err = netip.ParseAddr(v); err != nil {
-			return o, errdef.Invalid.Errorf("invalid address %q of option %s", v, optBindIPv4)
+	for _, a := range []struct {
+		name string
+		to   *netip.Addr
+		is   func(netip.Addr) bool
+	}{{optBindIPv4, &o.bind, netip.Addr.IsValid}, {optHost4, &o.host4, netip.Addr.Is4}, {optHost6, &o.host6, netip.Addr.Is6}} {
+		v := get[a.name]
+		if v == "" {
+			continue
+		}
+		if *a.to, err = netip.ParseAddr(v); err != nil || !a.is(*a.to) {
+			return o, errdef.Invalid.Errorf("invalid address %q of option %s", v, a.name)
 		}
 	}
 	if v, ok := get[optIfPrefix]; ok {

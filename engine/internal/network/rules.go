@@ -30,6 +30,7 @@ import (
 //	  set open        { nfproto . ifname }  nat-unprotected: all may come in
 //	  set routed      { nfproto . ifname }  routed: containers may be pinged
 //	  set hide4/6     { addr }              subnets that go out with the host's address
+//	  map out4/6      { addr -> addr }      subnets that go out with one address of the host
 //	  set own4/6      { ifname . addr }     each bridge with its subnet
 //	  set direct4/6   { proto . addr . port }               published without NAT
 //	  map any4/6      { proto . port -> addr . port }       published on every address
@@ -39,7 +40,7 @@ import (
 //	  chain publish      dnat by bound, then by any
 //	  chain prerouting   nat; to this host -> publish
 //	  chain output       nat; to this host -> publish
-//	  chain postrouting  nat; hairpin and outgoing -> masquerade
+//	  chain postrouting  nat; hairpin and outgoing -> masquerade, or snat by out
 //	  chain loopback     raw; containers may not reach 127.0.0.0/8 of the host
 //	  chain forward      isolation of networks from each other and from outside
 //	}
@@ -66,7 +67,8 @@ type rules struct {
 // family is what there is once for IPv4 and once for IPv6.
 type family struct {
 	proto                           byte // NFPROTO_*
-	hide, own, direct, any, bound   *nftables.Set
+	hide, out, own                  *nftables.Set
+	direct, any, bound              *nftables.Set
 	source, destination, addrLength uint32 // in the header
 }
 
@@ -147,8 +149,9 @@ func (r *rules) describeSets() {
 	r.routed = set("routed", nftables.TypeNFProto, ifname)
 	families := func(suffix string, addr nftables.SetDatatype) (f family) {
 		// Of ranges the kernel keeps those of concatenations apart where they touch.
-		f.hide, f.own = set("hide"+suffix, nftables.TypeNFProto, addr), set("own"+suffix, ifname, addr)
-		f.hide.Interval, f.own.Interval = true, true
+		f.hide, f.out, f.own = set("hide"+suffix, nftables.TypeNFProto, addr), set("out"+suffix, nftables.TypeNFProto, addr), set("own"+suffix, ifname, addr)
+		f.hide.Interval, f.out.Interval, f.own.Interval = true, true, true
+		f.out.IsMap, f.out.DataType = true, addr
 		f.direct = set("direct"+suffix, proto, addr, port)
 		f.any, f.bound = set("any"+suffix, proto, port), set("bound"+suffix, proto, addr, port)
 		for _, m := range []*nftables.Set{f.any, f.bound} {
@@ -269,6 +272,7 @@ func (r *rules) queueChains() {
 		own := slices.Concat(iface(expr.MetaKeyOIFNAME, reg(0)), source(4))
 		rule(postrouting, is, own, inSet(f.own, reg(0)), ctStatusDNAT(), masquerade())
 		rule(postrouting, is, own, notInSet(f.own, reg(0)), nfproto(reg(0)), source(1), inSet(f.hide, reg(0)), masquerade())
+		rule(postrouting, is, own, notInSet(f.own, reg(0)), nfproto(reg(0)), source(1), lookUp(f.out, reg(0)), snat(f))
 	}
 	// From this host to a published port by a loopback address: the answer must
 	// come back here.
@@ -295,7 +299,11 @@ func (r *rules) elementsOf(n *state) []element {
 		of := append([]byte{f.proto, 0, 0, 0}, name...)
 		out = append(out, element{set: f.own, key: append(slices.Clone(name), first...), end: append(slices.Clone(name), last...)})
 		if !n.Internal && n.options.masquerade && (mode == modeNAT || mode == modeUnprotected) {
-			out = append(out, element{set: f.hide, key: append([]byte{f.proto, 0, 0, 0}, first...), end: append([]byte{f.proto, 0, 0, 0}, last...)})
+			subnet := element{set: f.hide, key: append([]byte{f.proto, 0, 0, 0}, first...), end: append([]byte{f.proto, 0, 0, 0}, last...)}
+			if host := n.options.host(c.Subnet.Addr()); host.IsValid() {
+				subnet.set, subnet.val = f.out, host.AsSlice()
+			}
+			out = append(out, subnet)
 		}
 		switch mode {
 		case modeUnprotected:

@@ -46,7 +46,7 @@ func notInSet(s *nftables.Set, reg uint32) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID, Invert: true}}
 }
 
-// lookUp loads an address and a port, for dnat.
+// lookUp loads an address and a port for dnat, an address for snat.
 func lookUp(s *nftables.Set, from uint32) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: from, DestRegister: reg(0), IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
 }
@@ -56,6 +56,11 @@ func dnat(f *family) []expr.Any {
 	return []expr.Any{&expr.NAT{
 		Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: reg(0), RegProtoMin: reg(int(f.addrLength / 4)), Specified: true,
 	}}
+}
+
+// snat has a packet come from the address in reg(0).
+func snat(f *family) []expr.Any {
+	return []expr.Any{&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: reg(0)}}
 }
 
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }

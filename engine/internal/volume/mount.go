@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/internal/userns"
 )
 
@@ -145,7 +145,7 @@ func mapLike(pid, mount int) error {
 
 // inContainer runs f on a thread in the container's mount namespace, with the
 // target, its path without links, and how many mounts lie upon each other
-// there. The thread ends with f, for it is fit for nothing else any more.
+// there.
 func inContainer(p Place, f func(target *os.File, path string, mounts int) error) error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.Pid))
 	if err != nil {
@@ -162,29 +162,24 @@ func inContainer(p Place, f func(target *os.File, path string, mounts int) error
 		return err
 	}
 	defer proc.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			target, path, err := openTarget(proc, p.Target)
-			if err != nil {
-				return err
-			}
-			defer target.Close()
-			mounts, err := mountsAt(proc, path)
-			if err != nil {
-				return err
-			}
-			return f(target, path, mounts)
-		}()
-	}()
-	return <-done
+	return thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		target, path, err := openTarget(proc, p.Target)
+		if err != nil {
+			return err
+		}
+		defer target.Close()
+		mounts, err := mountsAt(proc, path)
+		if err != nil {
+			return err
+		}
+		return f(target, path, mounts)
+	})
 }
 
 // openTarget opens a path of this thread's mount namespace and tells what it

@@ -1,0 +1,207 @@
+package delta
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+
+	"github.com/minke-os/minke/oci"
+)
+
+// A Report tells what costs the bytes of a delta.
+type Report struct {
+	Header, Skeleton int64 // bytes of these
+	Contents         Cost  // bytes of all segments
+	Files            []FileReport
+}
+
+// A FileReport is about one new content.
+type FileReport struct {
+	Path    string // where it is first; "" if the base that would tell is not known
+	Content Content
+	Base    Content // what it is made from; empty if it is sent whole
+	Opened  bool    // the patch is of the opened form
+	Cost    Cost
+}
+
+// A Cost is what contents add to a delta, in bytes. What is compressed together
+// is divided by what each part would cost alone, so that the sums are right and
+// single figures nearly so.
+type Cost struct {
+	Whole      int64 // bytes of contents that are sent whole
+	Operations int64 // of patches: what is copied, and from where
+	Changes    int64 // of patches: which copied bytes differ, and by how much
+	Added      int64 // of patches: bytes that are not in the base
+}
+
+func (c Cost) parts() []int64 { return []int64{c.Whole, c.Operations, c.Changes, c.Added} }
+
+func costOf(parts []int64) Cost { return Cost{parts[0], parts[1], parts[2], parts[3]} }
+
+// Total is all of it.
+func (c Cost) Total() int64 { return c.Whole + c.Operations + c.Changes + c.Added }
+
+func (c Cost) plus(o Cost) Cost {
+	return Cost{c.Whole + o.Whole, c.Operations + o.Operations, c.Changes + o.Changes, c.Added + o.Added}
+}
+
+// Inspect tells what costs the bytes of a delta. base gives the records of the
+// layer whose skeleton it builds on, and may be nil: files then have no paths. It
+// applies nothing, so no content is checked.
+func Inspect(ctx context.Context, r io.ReaderAt, base func(oci.DiffID) Records) (*Delta, *Report, error) {
+	d, err := Read(io.NewSectionReader(r, 0, int64(len(magic)+4+maxHeader)))
+	if err != nil {
+		return nil, nil, err
+	}
+	rep := &Report{Header: d.Skeleton.Offset, Skeleton: d.Skeleton.Length}
+	for _, c := range d.Contents {
+		rep.Files = append(rep.Files, FileReport{Content: c})
+	}
+	section := func(s Section) io.Reader { return io.NewSectionReader(r, s.Offset, s.Length) }
+	var records Records
+	if d.Base != "" {
+		records = base(d.Base)
+	}
+	if d.Base == "" || records != nil {
+		if err := d.name(rep.Files, section(d.Skeleton), records); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, s := range d.Segments {
+		files := rep.Files[s.First:][:s.Count]
+		if err := s.inspect(ctx, section(s.Section), files); err != nil {
+			return nil, nil, invalid("segment", err)
+		}
+		for _, f := range files {
+			rep.Contents = rep.Contents.plus(f.Cost)
+		}
+	}
+	return d, rep, nil
+}
+
+// name fills in paths.
+func (d *Delta) name(files []FileReport, skeleton io.Reader, base Records) error {
+	at := map[oci.Digest]int{}
+	for i, f := range files {
+		at[f.Content.Digest] = i
+	}
+	return d.entries(skeleton, base, func(e *entry) error {
+		if e.content == nil {
+			return nil
+		}
+		if i, ok := at[e.content.Digest]; ok && files[i].Path == "" {
+			files[i].Path = path.Clean(e.path())
+		}
+		return nil
+	})
+}
+
+// Names fills in where a layer has contents, for those in paths that have none.
+func Names(layer Records, paths map[oci.Digest]string) error {
+	for e, err := range entries(layer) {
+		if err != nil {
+			return err
+		}
+		if e.content == nil {
+			continue
+		}
+		if known, wanted := paths[e.content.Digest]; wanted && known == "" {
+			paths[e.content.Digest] = path.Clean(e.path())
+		}
+	}
+	return nil
+}
+
+// inspect reads a segment, and divides its length among the files in it.
+func (s Segment) inspect(ctx context.Context, r io.Reader, files []FileReport) error {
+	z, err := decoder(r)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	in := bufio.NewReaderSize(z, 64<<10)
+	var buf patchBuffers
+	var alone, sum, given int64
+	for i := range files {
+		if err := files[i].weigh(ctx, in, s.Bases, &buf); err != nil {
+			return fmt.Errorf("content %s: %w", files[i].Content.Digest, err)
+		}
+		alone += files[i].Cost.Total()
+	}
+	for i := range files {
+		parts := files[i].Cost.parts()
+		for j, n := range parts {
+			sum += n
+			parts[j] = int64(float64(sum)/float64(max(alone, 1))*float64(s.Length)) - given
+			given += parts[j]
+		}
+		files[i].Cost = costOf(parts)
+	}
+	return nil
+}
+
+// weigh reads one content, and compresses its parts by themselves.
+func (f *FileReport) weigh(ctx context.Context, r *bufio.Reader, bases []Content, buf *patchBuffers) error {
+	kind, err := r.ReadByte()
+	if err != nil {
+		return noEOF(err)
+	}
+	switch kind {
+	case whole:
+		f.Cost.Whole, err = weighBytes(ctx, r, f.Content.Size, buf)
+		f.Cost.Whole++
+		return err
+	case patched, inside:
+		if f.Base, err = readBase(r, bases); err != nil {
+			return err
+		}
+		size := f.Content.Size
+		if kind == inside {
+			f.Opened = true
+			if size, err = number(r, maxOpened); err != nil {
+				return err
+			}
+		}
+		return f.weighPatch(ctx, r, size, buf)
+	}
+	return errors.New("a content of an unknown kind")
+}
+
+func (f *FileReport) weighPatch(ctx context.Context, r *bufio.Reader, size int64, buf *patchBuffers) error {
+	for ; size > 0; size -= patchWindow {
+		if err := buf.read(r, int(min(size, patchWindow))); err != nil {
+			return err
+		}
+		added := 0
+		for o := range buf.each() {
+			added += o.add
+		}
+		f.Cost.Operations += cost(buf.ops)
+		f.Cost.Changes += cost(append(buf.gaps, buf.diffs...))
+		n, err := weighBytes(ctx, r, int64(added), buf)
+		if err != nil {
+			return err
+		}
+		f.Cost.Added += n
+	}
+	return nil
+}
+
+// weighBytes reads size bytes and tells what they cost.
+func weighBytes(ctx context.Context, r io.Reader, size int64, buf *patchBuffers) (total int64, err error) {
+	for size > 0 {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		b := buf.window(int(min(size, patchWindow)))
+		if _, err := io.ReadFull(r, b); err != nil {
+			return 0, noEOF(err)
+		}
+		total += cost(b)
+		size -= int64(len(b))
+	}
+	return total, nil
+}

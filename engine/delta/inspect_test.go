@@ -1,0 +1,50 @@
+package delta
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/minke-os/minke/oci"
+)
+
+func TestAReportAccountsForEveryByte(t *testing.T) {
+	s := shelf{}
+	base := layerOf(t, tarOf(t, version1()), s)
+	m := version1()
+	m[301].data = program[:1000] + strings.Repeat("inserted", 40) + program[1000:]
+	m = append(m, member{name: "new", data: noise(8, 5000)})
+	data := makeDelta(t, layerOf(t, tarOf(t, m), s), []Layer{base}, s)
+	d, r, err := Inspect(t.Context(), bytes.NewReader(data), func(oci.DiffID) Records { return base.Records() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := r.Header + r.Skeleton + r.Contents.Total(); sum != int64(len(data)) || d.Size() != sum {
+		t.Errorf("the report has %d bytes in all, want the delta's %d: %+v", sum, len(data), r)
+	}
+	if len(r.Files) != 2 {
+		t.Fatalf("the report has the files %+v, want two", r.Files)
+	}
+	changed, fresh := r.Files[0], r.Files[1]
+	if changed.Path != "usr/bin/program" || changed.Base.Digest != oci.FromBytes([]byte(version1()[301].data)) || changed.Cost.Whole != 0 || changed.Cost.Added == 0 {
+		t.Errorf("the changed file is reported as %+v", changed)
+	}
+	if fresh.Path != "new" || fresh.Base != (Content{}) || fresh.Cost.Whole < 4900 || fresh.Cost.Total() != fresh.Cost.Whole {
+		t.Errorf("the new file is reported as %+v", fresh)
+	}
+	_, r, err = Inspect(t.Context(), bytes.NewReader(data), func(oci.DiffID) Records { return nil })
+	if err != nil || len(r.Files) != 2 || r.Files[0].Path != "" {
+		t.Errorf("without its base the delta is reported as %+v, %v; want files without paths", r, err)
+	}
+}
+
+// Whatever Apply refuses as not well-formed Inspect survives.
+func FuzzInspect(f *testing.F) {
+	s := shelf{}
+	old := layerOf(f, tarOf(f, []member{{name: "a", data: document}}), s)
+	data := makeDelta(f, layerOf(f, tarOf(f, []member{{name: "a", data: edited(document, 99, "changed")}, {name: "c", data: "new"}}), s), []Layer{old}, s)
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		Inspect(t.Context(), bytes.NewReader(data), func(oci.DiffID) Records { return old.Records() })
+	})
+}

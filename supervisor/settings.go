@@ -1,0 +1,323 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/minke-os/minke/internal/durable"
+	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/bootconfig"
+	"github.com/minke-os/minke/supervisor/model"
+)
+
+// A hostVars is the target's variables as far as they set something of the
+// host. A variable that nobody ever set leaves the host as it is; one that was
+// set and is gone gives it the default back.
+type hostVars struct {
+	now  map[string]string
+	gone []string // set by an earlier target
+}
+
+// flag is a variable's value; ok is false if it leaves the host as it is.
+func (v hostVars) flag(name string, otherwise bool) (value, ok bool) {
+	_, given := v.now[name]
+	return model.Variable(v.now, name, otherwise), given || slices.Contains(v.gone, name)
+}
+
+// below are the variables with a prefix, without it.
+func (v hostVars) below(prefix string) (now map[string]string, gone []string) {
+	now = map[string]string{}
+	for k, value := range v.now {
+		if name, ok := strings.CutPrefix(k, prefix); ok {
+			now[name] = value
+		}
+	}
+	for _, k := range v.gone {
+		if name, ok := strings.CutPrefix(k, prefix); ok {
+			gone = append(gone, name)
+		}
+	}
+	return now, gone
+}
+
+// A configuring is what the loop knows of the host's settings.
+type configuring struct {
+	generation int // of the target whose variables are set
+	failures   int
+	until      time.Time // when it is tried again after them
+	waiting    string    // why the host does not reboot
+}
+
+// hostLimit bounds how long a host may keep the loop waiting.
+const hostLimit = 5 * time.Second
+
+// configure makes the host what the target's variables say, and reports when
+// to look again. What fails is tried again later; applications do not wait for
+// it.
+func (s *Supervisor) configure(ctx context.Context) time.Duration {
+	s.mu.Lock()
+	config, generation := s.target.Config, s.want.Generation
+	s.mu.Unlock()
+	c := &s.configured
+	if generation == c.generation && c.failures == 0 || generation == 0 {
+		return never
+	}
+	if wait := time.Until(c.until); generation == c.generation && wait > 0 {
+		return wait
+	}
+	if generation != c.generation {
+		c.failures = 0
+	}
+	c.generation = generation
+	ctx, cancel := context.WithTimeout(ctx, hostLimit)
+	defer cancel()
+	err := s.setHost(ctx, config)
+	if err == nil {
+		c.failures = 0
+		s.setHostProblem("")
+		return never
+	}
+	c.failures++
+	delay := min(time.Second<<min(c.failures, 12), maxRetry)
+	c.until = time.Now().Add(delay)
+	if s.setHostProblem(err.Error()) {
+		s.log.Error("set the host up", "err", err, "retry", delay)
+		s.hub.System("Error applying configuration change: " + err.Error())
+	}
+	return delay
+}
+
+// setHostProblem keeps why the host is not what the target says, and reports
+// whether that is news.
+func (s *Supervisor) setHostProblem(text string) (news bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	news = s.hostProblem != text
+	s.hostProblem = text
+	return news
+}
+
+func (s *Supervisor) setHost(ctx context.Context, config map[string]string) error {
+	before := s.store.HostVariables()
+	vars := hostVars{now: config}
+	for _, name := range before {
+		if _, still := config[name]; !still {
+			vars.gone = append(vars.gone, name)
+		}
+	}
+	ours := slices.Collect(maps.Keys(config))
+	ours = slices.DeleteFunc(ours, func(name string) bool { return !setsHost(name) })
+	// They are ours from here on, done or not.
+	if err := s.store.SetHostVariables(slices.Concat(before, ours)); err != nil {
+		return err
+	}
+	err := errors.Join(s.setConfigJSON(vars), s.setUnits(ctx, vars), s.setBoot(vars))
+	if err != nil {
+		return err
+	}
+	return s.store.SetHostVariables(ours)
+}
+
+// units are services of the host that a variable switches.
+var units = map[string][]string{
+	"SUPERVISOR_VPN_CONTROL": {"openvpn.service"},
+	"HOST_DISCOVERABILITY":   {"avahi-daemon.socket", "avahi-daemon.service"},
+}
+
+func setsHost(variable string) bool {
+	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", "SUPERVISOR_POLL_INTERVAL"}, variable) || setsBoot(variable)
+}
+
+func setsBoot(variable string) bool {
+	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
+}
+
+// setConfigJSON keeps in config.json what the host reads there.
+func (s *Supervisor) setConfigJSON(v hostVars) error {
+	if s.cfg.BootDir == "" {
+		return nil
+	}
+	change := map[string]any{}
+	if text, given := v.now["SUPERVISOR_POLL_INTERVAL"]; given {
+		if n, ok := model.Int(text); ok && n != intOf(s.bootNow().PollInterval) {
+			change["appUpdatePollInterval"] = n
+		}
+	}
+	on, ok := v.flag("SUPERVISOR_PERSISTENT_LOGGING", false)
+	reboot := ok && on != model.Truthy(s.bootNow().PersistentLogging)
+	if reboot {
+		change["persistentLogging"] = on
+	}
+	if system, power, changed := s.cooling(v); changed {
+		change["os"] = system
+		reboot = reboot || power
+	}
+	if len(change) == 0 {
+		return nil
+	}
+	if err := s.changeBoot(change); err != nil {
+		return err
+	}
+	s.changed("configuration change", change)
+	if reboot {
+		return s.needReboot()
+	}
+	return nil
+}
+
+// cooling is what config.json has under os, with the power mode and the fan
+// profile that Jetson Orins take from there. Only the first needs a reboot.
+func (s *Supervisor) cooling(v hostVars) (system map[string]any, power, changed bool) {
+	b := s.bootNow()
+	system = maps.Clone(b.System)
+	if system == nil {
+		system = map[string]any{}
+	}
+	if !strings.Contains(b.DeviceType, "-orin-") {
+		return system, false, false
+	}
+	set := func(variable, part, key string) bool {
+		text, given := v.now[variable]
+		old, _ := system[part].(map[string]any)
+		had, _ := old[key].(string)
+		if had == text || !given && !slices.Contains(v.gone, variable) {
+			return false
+		}
+		fresh := maps.Clone(old)
+		if fresh == nil {
+			fresh = map[string]any{}
+		}
+		delete(fresh, key)
+		if given {
+			fresh[key] = text
+		}
+		system[part] = fresh
+		return true
+	}
+	power = set("HOST_CONFIG_power_mode", "power", "mode")
+	fan := set("HOST_CONFIG_fan_profile", "fan", "profile")
+	return system, power, power || fan
+}
+
+// setUnits starts and stops services of the host.
+func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
+	for _, name := range slices.Sorted(maps.Keys(units)) {
+		on, ok := v.flag(name, true)
+		if !ok {
+			continue
+		}
+		for _, unit := range units[name] {
+			active, err := s.host.UnitActive(ctx, unit)
+			if err == nil && active == on {
+				continue
+			}
+			if err == nil {
+				err = s.host.SetUnit(ctx, unit, on)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %s: %w", name, unit, err)
+			}
+			s.changed("configuration change", map[string]any{name: on})
+		}
+	}
+	return nil
+}
+
+func (s *Supervisor) backends() []bootconfig.Backend {
+	b := s.bootNow()
+	return bootconfig.Backends(bootconfig.Facts{Dir: s.cfg.BootDir, DeviceType: b.DeviceType, MetaBalena: b.os["META_BALENA_VERSION"]})
+}
+
+// setBoot changes what boots the host.
+func (s *Supervisor) setBoot(v hostVars) error {
+	var all error
+	if s.cfg.BootDir == "" {
+		for _, name := range slices.Sorted(maps.Keys(v.now)) {
+			if setsBoot(name) {
+				return errdef.Unsupported.Errorf("%s: this device has no boot partition; start minked with --boot-dir", name)
+			}
+		}
+	}
+	for _, b := range s.backends() {
+		want, gone := v.below(b.Prefix)
+		if len(want)+len(gone) == 0 {
+			continue
+		}
+		reboot, err := b.Set(want, gone)
+		if err == nil && reboot {
+			s.changed("boot config", want)
+			err = s.needReboot()
+		}
+		all = errors.Join(all, err)
+	}
+	return all
+}
+
+// changed tells people of a change. Pictures are left out.
+func (s *Supervisor) changed(what string, values any) {
+	text, err := json.Marshal(values)
+	if err != nil || len(text) > 1000 {
+		text = []byte("…")
+	}
+	s.log.Info("changed", "what", what, "values", string(text))
+	s.hub.System(fmt.Sprintf("Applied %s: %s", what, text))
+}
+
+// rebootFile says in which boot a change was made that needs another. It goes
+// with /tmp.
+func (s *Supervisor) rebootFile() string { return filepath.Join(s.cfg.HostTmp, "reboot-after-apply") }
+
+func (s *Supervisor) needReboot() error {
+	s.hub.System("Reboot has been scheduled to apply changes")
+	if err := os.MkdirAll(s.cfg.HostTmp, 0o755); err != nil {
+		return err
+	}
+	return durable.WriteFile(s.rebootFile(), []byte(s.host.BootID()), 0o644)
+}
+
+// rebootIfNeeded reboots a device that is done with all else, if a setting
+// needs it and the update locks of all applications allow it. It returns when
+// to look again.
+func (s *Supervisor) rebootIfNeeded(ctx context.Context, force bool) time.Duration {
+	id, err := os.ReadFile(s.rebootFile())
+	if err != nil || string(id) != s.host.BootID() {
+		return never
+	}
+	err = s.rebootNow(ctx, force)
+	if err == nil {
+		return maxRetry // it is on its way
+	}
+	if text := err.Error(); text != s.configured.waiting {
+		s.configured.waiting = text
+		s.log.Warn("reboot to apply changes", "err", err)
+		s.hub.System("Waiting to reboot: " + text)
+	}
+	if errdef.Is(err, errdef.Busy) {
+		return maxLockRetry
+	}
+	return maxRetry
+}
+
+func (s *Supervisor) rebootNow(ctx context.Context, force bool) error {
+	if s.host.Updating() {
+		return errdef.Busy.Errorf("Waiting for Host OS update to finish")
+	}
+	release, err := s.lockAll(force)
+	if err != nil {
+		return err
+	}
+	s.hub.System("Rebooting")
+	if err := s.host.Reboot(ctx); err != nil {
+		release()
+		return fmt.Errorf("reboot: %w", err)
+	}
+	return nil
+}
