@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: build cross demo demo-down test test-race test-apps test-powercut soak test-vm bench bench-delta fuzz lint clean
+.PHONY: build cross demo demo-down test test-race test-apps test-powercut test-conformance test-idle soak test-vm bench bench-delta fuzz lint clean
 
 build: ## static, stripped programs in bin/
 	$(GOBUILD) -o bin/ ./cmd/...
@@ -35,6 +35,14 @@ test-apps: ## servers from Debian in containers: nginx, mosquitto, dnsmasq; a mi
 test-powercut: ## a thousand power cuts of the image store, as many of updates by delta, and other file systems; minutes
 	scripts/deps powercut
 	MINKE_POWERCUT=1000 go test -count 1 -timeout 45m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
+
+test-conformance: ## the supervisor's acceptance suite beside a stock Docker too; minutes
+	scripts/deps test
+	MINKE_TEST_DOCKER=1 go test -count 1 -timeout 20m -v ./supervisor/conformance
+
+test-idle: ## what a device costs on which nothing changes; ten minutes
+	scripts/deps test
+	MINKE_TEST_IDLE=10m go test -count 1 -timeout 15m -v -run TestAnIdleDevice ./supervisor/conformance
 
 soak: ## 500 containers at once, 10,000 one after the other
 	scripts/deps test

@@ -53,14 +53,14 @@ func TestLeavingLocalModeRemovesWhatWasMadeThere(t *testing.T) {
 	make("aaold")
 	before := names()
 
-	m.f.wants(release("c1", "garden:1", "", `"RESIN_SUPERVISOR_LOCAL_MODE":"1"`))
+	m.f.Wants(release("c1", "garden:1", "", `"RESIN_SUPERVISOR_LOCAL_MODE":"1"`))
 	m.update()
 	m.until("the fleet's services are gone", func() bool { return len(m.running()) == 0 })
 	m.is("POST", "/v2/local/target-state", target(testImage, "garden:3"), 200, `{"status":"success","message":"OK"}`)
 	m.until("what was posted runs", func() bool { return m.running()["web"] == "garden:3" && m.running()["db"] == "garden:3" })
 	make("bbtoy")
 
-	m.f.wants(release("c1", "garden:1", "", ""))
+	m.f.Wants(release("c1", "garden:1", "", ""))
 	m.is("POST", "/v1/update", `{}`, 204, "")
 	m.until("the fleet's services run again", func() bool {
 		return maps.Equal(m.running(), map[string]string{"web": "garden:1", "db": "garden:1", "tool": "shed:1"})

@@ -23,19 +23,19 @@ func TestAReleaseThatThisDeviceCannotRunIsRefusedAndTheOneBeforeGoesOn(t *testin
 		why   = "Some releases were rejected due to having unmet requirements: release c2 of garden: web needs hw.device-type jetson-nano (this device has generic-amd64)"
 	)
 	m := manage(t, asking("c1", "garden:1", here, `{}`, ""), supervisor.Config{})
-	m.until("the first release has settled", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c1" })
+	m.until("the first release has settled", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c1" })
 	containers := m.ids()
 
-	m.f.wants(asking("c2", "garden:2", wings, `{}`, ""))
+	m.f.Wants(asking("c2", "garden:2", wings, `{}`, ""))
 	m.update()
-	m.until("people learn why", func() bool { return m.f.heard(why) })
+	m.until("people learn why", func() bool { return m.f.Heard(why) })
 	m.until("the server learns it", func() bool {
-		return m.f.reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected"
+		return m.f.Reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected"
 	})
-	if got := m.f.reported("apps", "aaaa", "releases", "c1", "services", "web", "status"); got != "Running" {
+	if got := m.f.Reported("apps", "aaaa", "releases", "c1", "services", "web", "status"); got != "Running" {
 		t.Errorf("web of the release before is reported as %v, want Running", got)
 	}
-	if got := m.f.reported("apps", "aaaa", "release_uuid"); got != "c1" {
+	if got := m.f.Reported("apps", "aaaa", "release_uuid"); got != "c1" {
 		t.Errorf("the release is reported as %v, want c1", got)
 	}
 	if got := m.ids(); got != containers {
@@ -48,35 +48,35 @@ func TestAReleaseThatThisDeviceCannotRunIsRefusedAndTheOneBeforeGoesOn(t *testin
 	// The other application moves on, and the release before is whole: after a
 	// restart of the supervisor it can be made anew.
 	m.stop()
-	m.f.wants("not JSON")
+	m.f.Wants("not JSON")
 	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
 	m.is("POST", "/v1/restart?apikey="+m.global, `{"appId":1}`, 200, "OK")
 	if got := m.running(); got["web"] != "garden:1" || got["db"] != "garden:1" {
 		t.Errorf("running = %v after a restart, want the release before", got)
 	}
 
-	m.f.wants(asking("c3", "garden:3", here, wings, `"io.balena.features.optional":"1"`))
+	m.f.Wants(asking("c3", "garden:3", here, wings, `"io.balena.features.optional":"1"`))
 	m.update()
 	m.until("a release runs without its optional service", func() bool {
 		got := m.running()
 		return got["web"] == "garden:3" && got["db"] == ""
 	})
 	m.until("people learn what is left out", func() bool {
-		return m.f.heard("Not running containers because of contract violations: db needs hw.device-type jetson-nano")
+		return m.f.Heard("Not running containers because of contract violations: db needs hw.device-type jetson-nano")
 	})
-	m.until("the server knows the release", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c3" })
+	m.until("the server knows the release", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c3" })
 }
 
 func TestContainersOfANewDevicesOnlyReleaseAreLeftAloneWhenItIsRefused(t *testing.T) {
 	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
 	containers := m.ids()
 	m.stop()
-	m.f.wants(asking("c2", "garden:2", `{"requires":[{"type":"sw.l4t"}]}`, `{}`, ""))
+	m.f.Wants(asking("c2", "garden:2", `{"requires":[{"type":"sw.l4t"}]}`, `{}`, ""))
 	// As after another supervisor: what runs is all that is known.
 	m.dir = t.TempDir()
 	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
 	m.global = m.stored().GlobalKey
-	m.until("people learn why", func() bool { return m.f.heard("web needs sw.l4t (this device has none)") })
+	m.until("people learn why", func() bool { return m.f.Heard("web needs sw.l4t (this device has none)") })
 	m.until("it has settled", func() bool {
 		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
 		return strings.Contains(body, `"appState":"applied"`)

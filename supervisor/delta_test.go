@@ -5,16 +5,19 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/minke-os/minke/internal/testfleet"
 	"github.com/minke-os/minke/supervisor"
 )
 
 // deltaServer adds to a fleet server one that answers for the delta of each
 // destination, one answer after the other: a status, or an image's name.
-func deltaServer(f *fleet, answers map[string][]string) (asked func() []string) {
+func deltaServer(f *testfleet.Fleet, answers map[string][]string) (asked func() []string) {
+	var mu sync.Mutex // guards answers and requests
 	var requests []string
-	f.mux.HandleFunc("GET /auth/v1/token", func(w http.ResponseWriter, r *http.Request) {
+	f.HandleFunc("GET /auth/v1/token", func(w http.ResponseWriter, r *http.Request) {
 		user, _, _ := r.BasicAuth()
 		if !strings.HasPrefix(user, "d_") {
 			http.Error(w, "who are you", http.StatusUnauthorized)
@@ -22,10 +25,10 @@ func deltaServer(f *fleet, answers map[string][]string) (asked func() []string) 
 		}
 		fmt.Fprintf(w, `{"token":"for %s"}`, strings.Join(r.URL.Query()["scope"], " "))
 	})
-	f.mux.HandleFunc("GET /deltas/api/v3/delta", func(w http.ResponseWriter, r *http.Request) {
+	f.HandleFunc("GET /deltas/api/v3/delta", func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
-		f.mu.Lock()
-		defer f.mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
 		requests = append(requests, q.Get("src")+" > "+q.Get("dest")+" "+r.Header.Get("Authorization"))
 		left := answers[q.Get("dest")]
 		if len(left) == 0 {
@@ -41,8 +44,8 @@ func deltaServer(f *fleet, answers map[string][]string) (asked func() []string) 
 		fmt.Fprintf(w, `{"name":%q}`, left[0])
 	})
 	return func() []string {
-		f.mu.Lock()
-		defer f.mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
 		return slices.Clone(requests)
 	}
 }
@@ -85,10 +88,10 @@ func TestImagesComeAsDeltasWhereTheVariableSaysSo(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			before := len(asked())
-			m.f.wants(release(fmt.Sprintf("c%d", tt.n+1), image(tt.n), "", tt.config))
+			m.f.Wants(release(fmt.Sprintf("c%d", tt.n+1), image(tt.n), "", tt.config))
 			m.update()
 			m.until("it runs", func() bool { return m.running()["web"] == tt.runs && m.running()["db"] == tt.runs })
-			m.until("people are told", func() bool { return m.f.heard(tt.heard) })
+			m.until("people are told", func() bool { return m.f.Heard(tt.heard) })
 			asks := asked()[before:]
 			if len(asks) != tt.asks {
 				t.Errorf("asked for %q, want %d times", asks, tt.asks)

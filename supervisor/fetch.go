@@ -35,8 +35,15 @@ func (s *Supervisor) download(ctx context.Context, cur plan.Current, st plan.Ste
 		quiet: slices.ContainsFunc(cur.Containers, plan.Container.Runs),
 	}
 	s.mu.Lock()
-	s.fetching[st.Object] = d
+	wanted := wantsImage(s.want, st.Object) // a newer target may have come, which ended the downloads that there were
+	if wanted {
+		s.fetching[st.Object] = d
+	}
 	s.mu.Unlock()
+	if !wanted {
+		cancel()
+		return
+	}
 	s.log.Info(st.String())
 	go func() {
 		defer close(d.done)

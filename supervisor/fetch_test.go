@@ -30,7 +30,7 @@ func TestADownloadWaitsForRoomAndNothingIsLost(t *testing.T) {
 		}
 	})
 	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{Dir: dir})
-	m.until("the first release has settled", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c1" })
+	m.until("the first release has settled", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c1" })
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 48<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -48,9 +48,9 @@ func TestADownloadWaitsForRoomAndNothingIsLost(t *testing.T) {
 	m.engine.images["old:1"] = "sha256:" + strings.Repeat("ab", 32) // that a person brought
 	m.engine.mu.Unlock()
 
-	m.f.wants(release("c2", "garden:2", "", ""))
+	m.f.Wants(release("c2", "garden:2", "", ""))
 	m.update()
-	m.until("people learn why", func() bool { return m.f.heard("no space left on device: at least 60 MB more are needed") })
+	m.until("people learn why", func() bool { return m.f.Heard("no space left on device: at least 60 MB more are needed") })
 	if _, text := m.call("GET", "/v2/applications/state?apikey="+m.global, ""); !strings.Contains(text, `"error":"download image garden:2: layer 0123: no space left on device`) {
 		t.Errorf("/v2/applications/state = %s, want the reason", text)
 	}
@@ -116,7 +116,7 @@ func TestTheNextReleaseComesQuietly(t *testing.T) {
 	q.refs = nil
 	q.mu.Unlock()
 	next := strings.Replace(release("c2", "garden:2", "", ""), "shed:1", "garden:3", 1)
-	m.f.wants(next)
+	m.f.Wants(next)
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" && m.running()["tool"] == "garden:3" })
 	q.mu.Lock()

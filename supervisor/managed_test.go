@@ -2,174 +2,20 @@ package supervisor_test
 
 import (
 	"cmp"
-	"compress/gzip"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/internal/testfleet"
 	"github.com/minke-os/minke/supervisor"
 )
-
-// A fleet is a fleet server: our own stand-in, with as much of balena's device
-// API as a device calls.
-type fleet struct {
-	*httptest.Server
-	t   *testing.T
-	mux *http.ServeMux // for more than that
-
-	mu         sync.Mutex // guards the fields below
-	n          int        // of the target
-	target     string
-	registered map[string]any
-	state      map[string]any // as reported
-	tags       map[string]string
-	pinned     []string // "release before poll 0"
-	polls      int
-	logs       []string
-	variables  []string // that devices made, name=value
-}
-
-func newFleet(t *testing.T) *fleet {
-	mux := http.NewServeMux()
-	f := &fleet{t: t, mux: mux, state: map[string]any{}, tags: map[string]string{}}
-	mux.HandleFunc("POST /device/register", f.register)
-	mux.HandleFunc("GET /device/v3/{uuid}/state", f.poll)
-	mux.HandleFunc("PATCH /device/v3/state", f.report)
-	mux.HandleFunc("POST /device/v2/{uuid}/log-stream", f.logStream)
-	mux.HandleFunc("GET /v7/device_tag", f.listTags)
-	mux.HandleFunc("PATCH /device/v3/tags", f.setTags)
-	mux.HandleFunc("GET /v7/release", func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Query().Get("$filter"), "(commit eq 'c1')") {
-			io.WriteString(w, `{"d":[{"id":10}]}`)
-			return
-		}
-		io.WriteString(w, `{"d":[]}`)
-	})
-	mux.HandleFunc("PATCH /v7/device(77)", f.pin)
-	mux.HandleFunc("POST /v7/device_config_variable", f.setVariable)
-	f.Server = httptest.NewServer(mux)
-	t.Cleanup(f.Close)
-	return f
-}
-
-func (f *fleet) register(w http.ResponseWriter, r *http.Request) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if r.Header.Get("Authorization") != "Bearer provisioning" {
-		http.Error(w, "who are you", http.StatusUnauthorized)
-		return
-	}
-	f.registered = map[string]any{}
-	json.NewDecoder(r.Body).Decode(&f.registered)
-	w.WriteHeader(http.StatusCreated)
-	fmt.Fprintf(w, `{"id":77,"uuid":%q,"api_key":%q}`, f.registered["uuid"], f.registered["api_key"])
-}
-
-func (f *fleet) known(r *http.Request) bool {
-	return r.Header.Get("Authorization") == "Bearer "+fmt.Sprint(f.registered["api_key"])
-}
-
-func (f *fleet) poll(w http.ResponseWriter, r *http.Request) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.polls++
-	etag := fmt.Sprintf(`"%d"`, f.n)
-	switch {
-	case !f.known(r):
-		w.WriteHeader(http.StatusUnauthorized)
-	case r.Header.Get("If-None-Match") == etag:
-		w.WriteHeader(http.StatusNotModified)
-	default:
-		w.Header().Set("ETag", etag)
-		io.WriteString(w, strings.ReplaceAll(f.target, "UUID", r.PathValue("uuid")))
-	}
-}
-
-func (f *fleet) setVariable(w http.ResponseWriter, r *http.Request) {
-	var body struct{ Name, Value string }
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		f.t.Errorf("variable: %v", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.variables = append(f.variables, body.Name+"="+body.Value)
-	w.WriteHeader(http.StatusCreated)
-}
-
-func (f *fleet) pin(_ http.ResponseWriter, r *http.Request) {
-	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		f.t.Errorf("pin: %v", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.pinned = append(f.pinned, fmt.Sprintf("%v before poll %d", body["is_pinned_on__release"], f.polls))
-}
-
-func (f *fleet) report(w http.ResponseWriter, r *http.Request) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.known(r) {
-		w.WriteHeader(http.StatusUnauthorized)
-		return
-	}
-	var body map[string]map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		f.t.Errorf("report: %v", err)
-	}
-	for _, state := range body {
-		maps.Copy(f.state, state)
-	}
-}
-
-func (f *fleet) logStream(w http.ResponseWriter, r *http.Request) {
-	z, err := gzip.NewReader(r.Body)
-	if err != nil {
-		return
-	}
-	dec := json.NewDecoder(z)
-	for {
-		var line struct{ Message string }
-		if dec.Decode(&line) != nil {
-			return
-		}
-		f.mu.Lock()
-		f.logs = append(f.logs, line.Message)
-		f.mu.Unlock()
-	}
-}
-
-func (f *fleet) listTags(w http.ResponseWriter, _ *http.Request) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var list []string
-	for _, k := range slices.Sorted(maps.Keys(f.tags)) {
-		list = append(list, fmt.Sprintf(`{"id":1,"tag_key":%q,"value":%q}`, k, f.tags[k]))
-	}
-	fmt.Fprintf(w, `{"d":[%s]}`, strings.Join(list, ","))
-}
-
-func (f *fleet) setTags(_ http.ResponseWriter, r *http.Request) {
-	var body map[string]map[string]string
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		f.t.Errorf("tags: %v", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, tags := range body {
-		maps.Copy(f.tags, tags)
-	}
-}
 
 // release is a target of one application with two services.
 func release(commit, image, labels, config string) string {
@@ -180,35 +26,10 @@ func release(commit, image, labels, config string) string {
 	 "tool":{"id":3,"image_id":13,"image":"shed:1","environment":{},"labels":{},"composition":{}}},"volumes":{},"networks":{}}}}}}}`, commit, image, labels, config)
 }
 
-func (f *fleet) wants(target string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.n++
-	f.target = target
-}
-
-// reported reads the state at a path of keys.
-func (f *fleet) reported(keys ...string) any {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var v any = f.state
-	for _, k := range keys {
-		m, _ := v.(map[string]any)
-		v = m[k]
-	}
-	return v
-}
-
-func (f *fleet) heard(text string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.ContainsFunc(f.logs, func(l string) bool { return strings.Contains(l, text) })
-}
-
 // A managed device, its key, and the files it has.
 type managed struct {
 	*device
-	f           *fleet
+	f           *testfleet.Fleet
 	engine      *fake
 	dir, boot   string
 	tmp, global string
@@ -220,11 +41,11 @@ func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 	if !given {
 		engine = newFake()
 	}
-	m := &managed{f: newFleet(t), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: cmp.Or(cfg.BootDir, t.TempDir()), tmp: t.TempDir()}
+	m := &managed{f: testfleet.Start(t, nil), engine: engine, dir: cmp.Or(cfg.Dir, t.TempDir()), boot: cmp.Or(cfg.BootDir, t.TempDir()), tmp: t.TempDir()}
 	for _, ref := range []string{"garden:1", "garden:2", "garden:3", "shed:1"} {
 		m.engine.registry[ref] = true
 	}
-	m.f.wants(first)
+	m.f.Wants(first)
 	config := fmt.Sprintf(`{"apiEndpoint":%[1]q,"deltaEndpoint":"%[1]s/deltas","apiKey":"provisioning","applicationId":"5","deviceType":"generic-amd64","persistentLogging":true}`, m.f.URL)
 	if err := os.WriteFile(filepath.Join(m.boot, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -295,16 +116,16 @@ func TestADeviceRegistersRunsItsFleetsReleaseAndReports(t *testing.T) {
 	if got["apiKey"] != nil || got["deviceId"] != 77.0 || got["registered_at"] == nil || got["persistentLogging"] != true {
 		t.Errorf("config.json = %v, want a device ID, no key to register with, and the rest as it was", got)
 	}
-	if r := m.f.registered; r["application"] != 5.0 || r["uuid"] != got["uuid"] || r["device_type"] != "generic-amd64" {
+	if r := m.f.Registered(); r["application"] != 5.0 || r["uuid"] != got["uuid"] || r["device_type"] != "generic-amd64" {
 		t.Errorf("registered %v", r)
 	}
 	m.until("the server knows the release", func() bool {
-		return m.f.reported("apps", "aaaa", "releases", "c1", "update_status") == "done" && m.f.reported("apps", "aaaa", "release_uuid") == "c1"
+		return m.f.Reported("apps", "aaaa", "releases", "c1", "update_status") == "done" && m.f.Reported("apps", "aaaa", "release_uuid") == "c1"
 	})
-	if got := m.f.reported("apps", "aaaa", "releases", "c1", "services", "web", "status"); got != "Running" {
+	if got := m.f.Reported("apps", "aaaa", "releases", "c1", "services", "web", "status"); got != "Running" {
 		t.Errorf("reported status of web = %v, want Running", got)
 	}
-	m.until("the server hears of it", func() bool { return m.f.heard("Supervisor starting") })
+	m.until("the server hears of it", func() bool { return m.f.Heard("Supervisor starting") })
 	m.engine.mu.Lock()
 	for _, p := range m.engine.pulls {
 		if !strings.HasSuffix(p, " ") {
@@ -313,16 +134,16 @@ func TestADeviceRegistersRunsItsFleetsReleaseAndReports(t *testing.T) {
 	}
 	m.engine.mu.Unlock()
 
-	m.f.wants(release("c2", "garden:2", "", ""))
+	m.f.Wants(release("c2", "garden:2", "", ""))
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" && m.running()["db"] == "garden:2" })
 	m.until("the image of the one before is gone", func() bool {
 		_, err := m.engine.ImageInspect(t.Context(), "garden:1")
 		return err != nil
 	})
-	m.f.wants(`{"UUID":{"apps":{"aaaa":{"id":1,"releases":{"c3":{"services":{"a b":{}}}}}}}}`)
+	m.f.Wants(`{"UUID":{"apps":{"aaaa":{"id":1,"releases":{"c3":{"services":{"a b":{}}}}}}}}`)
 	m.update()
-	m.until("people learn why a release is refused", func() bool { return m.f.heard("Could not move to new release") })
+	m.until("people learn why a release is refused", func() bool { return m.f.Heard("Could not move to new release") })
 	if m.running()["web"] != "garden:2" {
 		t.Errorf("running = %v after a target that is refused, want what ran", m.running())
 	}
@@ -354,6 +175,7 @@ func TestWhatAServicesKeyReaches(t *testing.T) {
 		{"GET /v2/applications/1/state", 200}, {"GET /v2/applications/2/state", 409}, {"POST /v2/applications/2/restart-service", 401},
 		{"POST /v2/applications/2/stop-service", 401}, {"POST /v2/applications/2/start-service", 401}, {"POST /v2/applications/2/restart", 401},
 		{"POST /v2/applications/2/purge", 401}, {"GET /v2/containerId", 200}, {"GET /v2/cleanup-volumes", 401},
+		{"GET /v2/locks", 200}, {"POST /v2/applications/2/lock", 401}, {"DELETE /v2/applications/2/lock", 401},
 		{"GET /v2/local/target-state", 401}, {"POST /v2/local/target-state", 401}, {"GET /v2/local/device-info", 200}, {"GET /v2/local/logs", 401},
 	} {
 		method, path, _ := strings.Cut(tt.request, " ")
@@ -417,7 +239,7 @@ func TestKeysAreMadeAnewAndReachOnlyTheirApplication(t *testing.T) {
 	}
 	m.is("GET", "/v2/version?apikey="+m.global, "", 401, "Unauthorized")
 	m.is("GET", "/v2/version?apikey="+fresh, "", 200, `{"status":"success","version":"19.0.5"}`)
-	m.until("the server has the new key", func() bool { return m.f.reported("api_secret") == fresh })
+	m.until("the server has the new key", func() bool { return m.f.Reported("api_secret") == fresh })
 	m.global = fresh
 
 	_, own := m.call("POST", "/v1/regenerate-api-key?apikey="+web, "")
@@ -439,9 +261,7 @@ func TestTagsAreKeptUntilTheServerHasThem(t *testing.T) {
 	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{})
 	m.is("PATCH", "/v2/device/tags?apikey="+m.global, `{"place":"porch"}`, 202, `{"status":"success"}`)
 	m.until("the server has the tag", func() bool {
-		m.f.mu.Lock()
-		defer m.f.mu.Unlock()
-		return m.f.tags["place"] == "porch"
+		return m.f.Tags()["place"] == "porch"
 	})
 	m.is("GET", "/v2/device/tags?apikey="+m.global, "", 200, `{"status":"success","tags":[{"id":1,"name":"place","value":"porch"}]}`)
 	m.is("PATCH", "/v2/device/tags?apikey="+m.global, `{"a b":"c"}`, 400, `{"status":"failed","message":"tag \"a b\": want a key without blanks and a string"}`)
@@ -457,12 +277,12 @@ func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
 	m.engine.mu.Lock()
 	m.engine.crashing["garden:2"] = true
 	m.engine.mu.Unlock()
-	m.f.wants(release("c2", "garden:2", `"io.minke.rollback-timeout":"600000"`, ""))
+	m.f.Wants(release("c2", "garden:2", `"io.minke.rollback-timeout":"600000"`, ""))
 	m.update()
 	back := func() bool { return m.running()["web"] == "garden:1" && m.running()["db"] == "garden:1" }
-	m.until("people learn why", func() bool { return m.f.heard("Rolling back to the release before, because") })
+	m.until("people learn why", func() bool { return m.f.Heard("Rolling back to the release before, because") })
 	m.until("the release before runs", back)
-	m.until("the server knows", func() bool { return m.f.reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected" })
+	m.until("the server knows", func() bool { return m.f.Reported("apps", "aaaa", "releases", "c2", "update_status") == "rejected" })
 	_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
 	if !strings.Contains(body, "rolled back to the release before: db keeps ending") || !strings.Contains(body, `"undone":true`) {
 		t.Errorf("status = %s, want that it was undone, and the reason", body)
@@ -472,12 +292,12 @@ func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
 	writes := m.engine.Writes()
 	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
 	m.update()
-	m.until("the server answered", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c1" })
+	m.until("the server answered", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c1" })
 	if !back() || m.engine.Writes() != writes {
 		t.Errorf("running = %v after a new start and %d changes, want the release before", m.running(), m.engine.Writes()-writes)
 	}
 
-	m.f.wants(release("c3", "garden:3", `"io.minke.rollback-timeout":"600000"`, ""))
+	m.f.Wants(release("c3", "garden:3", `"io.minke.rollback-timeout":"600000"`, ""))
 	m.update()
 	m.until("a better release runs", func() bool { return m.running()["web"] == "garden:3" })
 	m.until("the status says that it is on trial", func() bool {
@@ -496,7 +316,7 @@ func TestAReleaseThatDoesNotBecomeHealthyIsUndoneWhenItsTimeIsUp(t *testing.T) {
 	m.engine.mu.Lock()
 	m.engine.sickly["garden:2"] = true
 	m.engine.mu.Unlock()
-	m.f.wants(release("c2", "garden:2", "", `"SUPERVISOR_ROLLBACK_TIMEOUT":"300"`))
+	m.f.Wants(release("c2", "garden:2", "", `"SUPERVISOR_ROLLBACK_TIMEOUT":"300"`))
 	m.update()
 	m.until("the new release runs", func() bool { return m.running()["web"] == "garden:2" })
 	if _, err := m.engine.ImageInspect(t.Context(), "garden:1"); err != nil {
@@ -565,4 +385,38 @@ func (m *managed) ids() string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
+}
+
+func TestAnUpdateWaitsForALockHeldThroughTheAPI(t *testing.T) {
+	testenv.NeedRoot(t) // update locks
+	t.Parallel()
+	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1"`, ""), supervisor.Config{})
+	m.until("it has settled", func() bool {
+		_, body := m.call("GET", "/v2/locks?apikey="+m.global, "")
+		return body == `{"status":"success","locks":[]}`
+	})
+	web := "?apikey=" + m.stored().Keys["1/web"]
+	m.is("POST", "/v2/applications/1/lock"+web, `{"serviceName":"db"}`, 200, `{"status":"success"}`)
+	m.is("POST", "/v2/applications/1/lock"+web, `{}`, 423, `{"status":"failed","message":"Lockfile exists for { appId: 1, service: db }, held by a client of this API"}`)
+	m.is("POST", "/v2/applications/1/lock"+web, `{"serviceName":"../../x"}`, 404, `{"status":"failed","message":"application 1 has no service \"../../x\""}`)
+	m.is("POST", "/v2/applications/7/lock?apikey="+m.global, `{}`, 404, `{"status":"failed","message":"application 7 is not in the target state"}`)
+	m.is("POST", "/v1/restart"+web, `{"appId":1}`, 423, `{"status":"failed","message":"Lockfile exists for { appId: 1, service: db }"}`)
+	if _, err := os.Lstat(filepath.Join(m.tmp, "services", "1", "db", "updates.lock")); err != nil {
+		t.Errorf("containers do not see the lock: %v", err)
+	}
+	if _, body := m.call("GET", "/v2/locks"+web, ""); !strings.Contains(body, `{"appId":1,"serviceName":"db","holder":"api","since":"2`) {
+		t.Errorf("locks are %s", body)
+	}
+
+	m.f.Wants(release("c2", "garden:2", `"io.balena.features.supervisor-api":"1"`, ""))
+	m.update()
+	m.until("the update waits", func() bool {
+		_, body := m.call("GET", "/v2/state/status?apikey="+m.global, "")
+		return strings.Contains(body, "Lockfile exists")
+	})
+	if got := m.running()["db"]; got != "garden:1" {
+		t.Errorf("db runs %s while it is locked", got)
+	}
+	m.is("DELETE", "/v2/applications/1/lock"+web, `{}`, 200, `{"status":"success"}`)
+	m.until("the update goes on", func() bool { return m.running()["db"] == "garden:2" && m.running()["web"] == "garden:2" })
 }

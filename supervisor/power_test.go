@@ -1,133 +1,20 @@
 package supervisor_test
 
 import (
-	"bufio"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 
-	"github.com/godbus/dbus/v5"
-
+	"github.com/minke-os/minke/internal/testbus"
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/supervisor"
 )
 
-// A manager is logind and systemd as far as the supervisor calls them, on a bus
-// of its own.
-type manager struct {
-	mu     sync.Mutex
-	calls  []string
-	partOf []string // of every unit
-}
-
-func (m *manager) note(format string, args ...any) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.calls = append(m.calls, fmt.Sprintf(format, args...))
-}
-
-func (m *manager) called(what string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Contains(m.calls, what)
-}
-
-func (m *manager) Reboot(interactive bool) *dbus.Error {
-	m.note("reboot %v", interactive)
-	return nil
-}
-
-func (m *manager) PowerOff(interactive bool) *dbus.Error {
-	m.note("power off %v", interactive)
-	return nil
-}
-
-func (m *manager) RestartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
-	m.note("restart %s %s", name, mode)
-	return "/job/1", nil
-}
-
-func (m *manager) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
-	m.note("start %s %s", name, mode)
-	return "/job/2", nil
-}
-
-func (m *manager) StopUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
-	m.note("stop %s %s", name, mode)
-	return "/job/3", nil
-}
-
-func (m *manager) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) { return "/unit", nil }
-
-// Get answers for every property of every unit.
-func (m *manager) Get(of, property string) (dbus.Variant, *dbus.Error) {
-	if property == "PartOf" {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return dbus.MakeVariant(append([]string{}, m.partOf...)), nil
-	}
-	return dbus.MakeVariant("active"), nil
-}
-
-func startBus(t *testing.T) (address string, m *manager) {
-	t.Helper()
-	program, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("needs dbus-daemon, from the package of that name")
-	}
-	dir := t.TempDir()
-	conf := filepath.Join(dir, "bus.conf")
-	err = os.WriteFile(conf, []byte(`<busconfig><listen>unix:path=`+dir+`/bus</listen><policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>`), 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "--nofork", "--print-address", "--config-file="+conf)
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatalf("dbus-daemon does not start: %v", err)
-	}
-	address = strings.TrimSpace(line)
-	conn, err := dbus.Connect(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	m = &manager{}
-	for _, e := range []struct {
-		path       dbus.ObjectPath
-		face, name string
-	}{
-		{"/org/freedesktop/login1", "org.freedesktop.login1.Manager", "org.freedesktop.login1"},
-		{"/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "org.freedesktop.systemd1"},
-		{"/unit", "org.freedesktop.DBus.Properties", "org.example.units"},
-	} {
-		if err := conn.Export(m, e.path, e.face); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.RequestName(e.name, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return address, m
-}
-
 func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	testenv.NeedRoot(t) // update locks
 	t.Parallel()
-	bus, systemd := startBus(t)
+	bus, systemd := testbus.Start(t)
 	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{SystemBus: bus})
 	key := "?apikey=" + m.global
 
@@ -156,8 +43,8 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	if got := m.config()["hostname"]; got != "porch" {
 		t.Errorf("hostname in config.json = %v, want porch", got)
 	}
-	if !systemd.called("restart redsocks.service fail") {
-		t.Errorf("systemd was asked for %q, want a restart of redsocks", systemd.calls)
+	if !systemd.Called("restart redsocks.service fail") {
+		t.Error("systemd was not asked to restart redsocks")
 	}
 	for body, want := range map[string]string{
 		`{}`:                                         "Could not parse host config input to a valid format: network is missing",
@@ -178,14 +65,12 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	if err := os.WriteFile(conf, []byte(byHand), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	systemd.mu.Lock()
-	systemd.calls, systemd.partOf = nil, []string{"redsocks-conf.target"}
-	systemd.mu.Unlock()
+	systemd.PartOf("redsocks-conf.target")
 	m.is("PATCH", "/v1/device/host-config"+key, `{"network":{"proxy":{"noProxy":["example.com"]}}}`, 200, "OK")
 	if got, err := os.ReadFile(conf); err != nil || string(got) != byHand {
 		t.Errorf("redsocks.conf after a change of exceptions is %q, %v; want what was there", got, err)
 	}
-	if systemd.called("restart redsocks.service fail") {
+	if systemd.Called("restart redsocks.service fail") {
 		t.Error("a unit is restarted that the host restarts itself")
 	}
 	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"porch","proxy":{"type":"socks5","ip":"192.0.2.1","port":1080,"noProxy":["example.com"]}}}`)
@@ -195,16 +80,16 @@ func TestTheDeviceIsRebootedAndNamed(t *testing.T) {
 	m.is("GET", "/v1/device/host-config"+key, "", 200, `{"network":{"hostname":"`+m.config()["uuid"].(string)[:7]+`"}}`)
 
 	m.is("POST", "/v1/reboot"+key, `{}`, 202, `{"Data":"OK","Error":null}`)
-	m.until("logind reboots", func() bool { return systemd.called("reboot false") })
+	m.until("logind reboots", func() bool { return systemd.Called("reboot false") })
 	m.is("POST", "/v1/shutdown"+key, `{"force":true}`, 202, `{"Data":"OK","Error":null}`)
-	m.until("logind powers off", func() bool { return systemd.called("power off false") })
+	m.until("logind powers off", func() bool { return systemd.Called("power off false") })
 }
 
 func TestAServiceWithTheLabelReboots(t *testing.T) {
 	testenv.NeedRoot(t)
 	t.Parallel()
-	bus, systemd := startBus(t)
+	bus, systemd := testbus.Start(t)
 	m := manage(t, release("c1", "garden:1", `"io.balena.features.supervisor-api":"1","io.minke.features.device-control":"1"`, ""), supervisor.Config{SystemBus: bus})
 	m.is("POST", "/v1/reboot?apikey="+m.stored().Keys["1/web"], `{}`, 202, `{"Data":"OK","Error":null}`)
-	m.until("logind reboots", func() bool { return systemd.called("reboot false") })
+	m.until("logind reboots", func() bool { return systemd.Called("reboot false") })
 }

@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/minke-os/minke/internal/testfleet"
 	"github.com/minke-os/minke/supervisor"
 )
 
 // preloaded is a device that starts with an apps.json. f is its server, which
 // may be nil.
-func preloaded(t *testing.T, apps string, f *fleet) *managed {
+func preloaded(t *testing.T, apps string, f *testfleet.Fleet) *managed {
 	t.Helper()
 	m := &managed{f: f, engine: newFake("garden:1"), dir: t.TempDir(), boot: t.TempDir(), tmp: t.TempDir()}
 	config := `{}`
@@ -50,15 +51,15 @@ func TestOlderFormsOfWhatCameWithTheMediumStart(t *testing.T) {
 // it, the same application goes on under it.
 func TestAnOlderFormIsTakenOverByTheServersTarget(t *testing.T) {
 	t.Parallel() // reports are ten seconds apart
-	f := newFleet(t)
-	f.wants(strings.Replace(release("c1", "garden:1", "", ""), `"id":1,"name":"garden"`, `"id":5,"name":"garden"`, 1))
+	f := testfleet.Start(t, nil)
+	f.Wants(strings.Replace(release("c1", "garden:1", "", ""), `"id":1,"name":"garden"`, `"id":5,"name":"garden"`, 1))
 	m := preloaded(t, `{"config":{},"apps":{"5":{"name":"garden","commit":"c1","releaseId":10,"services":{"1":{"serviceName":"web","imageId":11,"image":"garden:1"}},"volumes":{},"networks":{}}}}`, f)
 	m.engine.mu.Lock()
 	m.engine.registry["shed:1"] = true
 	m.engine.mu.Unlock()
 	m.until("the server's target runs", func() bool { return len(m.running()) == 3 })
-	m.until("the server knows the release", func() bool { return f.reported("apps", "aaaa", "release_uuid") == "c1" })
-	if f.reported("apps", "5") != nil {
+	m.until("the server knows the release", func() bool { return f.Reported("apps", "aaaa", "release_uuid") == "c1" })
+	if f.Reported("apps", "5") != nil {
 		t.Error("the server is told of an application by a UUID that it does not know")
 	}
 }
@@ -69,21 +70,19 @@ func TestADeviceThatIsPinnedStaysInTheReleaseItCameWith(t *testing.T) {
 	 "web":{"id":1,"image_id":11,"image":"garden:1","environment":{},"labels":{},"composition":{}}}}}}}}`
 	for commit, want := range map[string][]string{"c1": {"10 before poll 0"}, "unknown": nil} {
 		t.Run(commit, func(t *testing.T) {
-			f := newFleet(t)
-			f.wants(`{"UUID":{"name":"porch","config":{},"apps":{}}}`)
+			f := testfleet.Start(t, nil)
+			f.Wants(`{"UUID":{"name":"porch","config":{},"apps":{}}}`)
 			m := preloaded(t, fmt.Sprintf(apps, commit), f)
-			m.until("the server was asked for a target", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.polls > 0 })
-			f.mu.Lock()
-			if !slices.Equal(f.pinned, want) {
-				t.Errorf("pinned to release %q, want %q", f.pinned, want)
+			m.until("the server was asked for a target", func() bool { return len(f.Polls()) > 0 })
+			if !slices.Equal(f.Pinned(), want) {
+				t.Errorf("pinned to release %q, want %q", f.Pinned(), want)
 			}
-			f.mu.Unlock()
 			raw, err := os.ReadFile(filepath.Join(m.dir, "device.json"))
 			if err != nil || strings.Contains(string(raw), `"pin"`) {
 				t.Errorf("device.json = %s, %v, want no pin any more", raw, err)
 			}
 			if commit == "unknown" {
-				m.until("people learn that it follows its fleet", func() bool { return f.heard("does not stay in release unknown") })
+				m.until("people learn that it follows its fleet", func() bool { return f.Heard("does not stay in release unknown") })
 			}
 		})
 	}

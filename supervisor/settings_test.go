@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/minke-os/minke/internal/testbus"
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/supervisor"
 )
@@ -15,7 +16,7 @@ import (
 func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	testenv.NeedRoot(t) // update locks
 	t.Parallel()
-	bus, systemd := startBus(t)
+	bus, systemd := testbus.Start(t)
 	boot := t.TempDir()
 	put := func(name, text string) {
 		t.Helper()
@@ -33,15 +34,13 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 		return string(data)
 	}
 	m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{SystemBus: bus, BootDir: boot})
-	m.until("the first release has settled", func() bool { return m.f.reported("apps", "aaaa", "release_uuid") == "c1" })
-	if got := m.config()["persistentLogging"]; got != true || configTxt() != "# ours\nenable_uart=1\n" || systemd.called("reboot false") {
+	m.until("the first release has settled", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c1" })
+	if got := m.config()["persistentLogging"]; got != true || configTxt() != "# ours\nenable_uart=1\n" || systemd.Called("reboot false") {
 		t.Fatalf("without variables persistentLogging is %v, config.txt %q; want the host as it was, and no reboot", got, configTxt())
 	}
 
 	m.until("the server knows how the device came", func() bool {
-		m.f.mu.Lock()
-		defer m.f.mu.Unlock()
-		return slices.Equal(m.f.variables, []string{"RESIN_HOST_CONFIG_enable_uart=1", "RESIN_SUPERVISOR_PERSISTENT_LOGGING=true"})
+		return slices.Equal(m.f.Variables(), []string{"RESIN_HOST_CONFIG_enable_uart=1", "RESIN_SUPERVISOR_PERSISTENT_LOGGING=true"})
 	})
 
 	lock := filepath.Join(m.tmp, "services", "1", "web", "updates.lock")
@@ -49,31 +48,31 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 		t.Fatal(err)
 	}
 	const first = `"RESIN_SUPERVISOR_PERSISTENT_LOGGING":"0","RESIN_HOST_CONFIG_gpu_mem":"16","RESIN_SUPERVISOR_VPN_CONTROL":"0","RESIN_HOST_DISCOVERABILITY":"1","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`
-	m.f.wants(release("c1", "garden:1", "", first))
+	m.f.Wants(release("c1", "garden:1", "", first))
 	m.update()
-	m.until("a held lock delays the reboot", func() bool { return m.f.heard("Waiting to reboot: Lockfile exists for { appId: 1, service: web }") })
+	m.until("a held lock delays the reboot", func() bool { return m.f.Heard("Waiting to reboot: Lockfile exists for { appId: 1, service: web }") })
 	if got := m.config(); got["persistentLogging"] != false || got["appUpdatePollInterval"] != 600000.0 || configTxt() != "gpu_mem=16\n# ours\nenable_uart=1\n" {
 		t.Errorf("config.json is %v, config.txt %q; want what the variables say", got, configTxt())
 	}
-	if !systemd.called("stop openvpn.service fail") || systemd.called("start avahi-daemon.service fail") {
-		t.Errorf("systemd was asked for %q, want a stop of openvpn alone", systemd.calls)
+	if !systemd.Called("stop openvpn.service fail") || systemd.Called("start avahi-daemon.service fail") {
+		t.Errorf("systemd was asked for %q, want a stop of openvpn alone", systemd.Calls())
 	}
-	if systemd.called("reboot false") {
+	if systemd.Called("reboot false") {
 		t.Error("the host reboots although a service holds its lock")
 	}
 	if err := os.Remove(lock); err != nil {
 		t.Fatal(err)
 	}
 	m.update()
-	m.until("it reboots", func() bool { return systemd.called("reboot false") })
+	m.until("it reboots", func() bool { return systemd.Called("reboot false") })
 
-	m.f.wants(release("c1", "garden:1", "", `"RESIN_HOST_CONFIG_kernel":"mine","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
+	m.f.Wants(release("c1", "garden:1", "", `"RESIN_HOST_CONFIG_kernel":"mine","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
 	m.update()
-	m.until("people learn of a forbidden key", func() bool { return m.f.heard("Attempt to change blacklisted config value kernel") })
+	m.until("people learn of a forbidden key", func() bool { return m.f.Heard("Attempt to change blacklisted config value kernel") })
 	if _, text := m.call("GET", "/v2/state/status?apikey="+m.global, ""); !strings.Contains(text, "blacklisted config value kernel") {
 		t.Errorf("/v2/state/status = %s, want the reason", text)
 	}
-	m.f.wants(release("c2", "garden:2", "", `"RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
+	m.f.Wants(release("c2", "garden:2", "", `"RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" })
 	m.until("what no variable sets any more goes", func() bool { return configTxt() == "# ours\nenable_uart=1\n" })
@@ -82,7 +81,7 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 func TestPowerAndFanOfAnOrin(t *testing.T) {
 	testenv.NeedRoot(t) // update locks
 	t.Parallel()
-	bus, systemd := startBus(t)
+	bus, systemd := testbus.Start(t)
 	boot := t.TempDir()
 	if err := os.WriteFile(filepath.Join(boot, "device-type.json"), []byte(`{"slug":"jetson-agx-orin-devkit"}`), 0o644); err != nil {
 		t.Fatal(err)
@@ -100,12 +99,12 @@ func TestPowerAndFanOfAnOrin(t *testing.T) {
 		{`"RESIN_HOST_CONFIG_fan_profile":"quiet","RESIN_HOST_CONFIG_power_mode":"low"`, `{"fan":{"profile":"quiet"},"power":{"mode":"low"}}`},
 		{"", `{"fan":{},"power":{}}`},
 	} {
-		m.f.wants(release("c1", "garden:1", "", tt.config))
+		m.f.Wants(release("c1", "garden:1", "", tt.config))
 		m.update()
 		m.until("config.json has "+tt.want, func() bool { return system() == tt.want })
-		if tt.config == `"RESIN_HOST_CONFIG_fan_profile":"cool"` && systemd.called("reboot false") {
+		if tt.config == `"RESIN_HOST_CONFIG_fan_profile":"cool"` && systemd.Called("reboot false") {
 			t.Error("the host reboots for its fan")
 		}
 	}
-	m.until("it reboots for its power mode", func() bool { return systemd.called("reboot false") })
+	m.until("it reboots for its power mode", func() bool { return systemd.Called("reboot false") })
 }

@@ -16,9 +16,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,7 +57,8 @@ func run(args []string) error {
 	}
 	// A pull's buffers are most of the heap; the containers need the memory
 	// more than we the time: the collector costs nothing that can be measured.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(25)
+	runtime.MemProfileRate = 0 // nobody reads it, and its table is a megabyte
 	manager := serviceManager()
 	level := new(slog.LevelVar)
 	level.Set(cfg.level())
@@ -88,7 +91,8 @@ func run(args []string) error {
 		}
 		handler := withDebug(api.New(e, log), e.Debugs)
 		if cfg.Supervisor {
-			group.Go(func() error { return serve(ctx, inProcess, handler) })
+			own := withFaults(handler, faultPoint(os.Getenv("MINKE_DIE_AT")))
+			group.Go(func() error { return serve(ctx, inProcess, own) })
 		}
 		for _, l := range listeners {
 			log.Info("API listens", "address", l.Addr())
@@ -143,6 +147,24 @@ func faultPoint(die string) func(string) {
 			select {}
 		}
 	}
+}
+
+// withFaults has a fault point before and after each request that changes
+// something: request-1 and request-2, request-3 and request-4, and so on.
+func withFaults(h http.Handler, at func(string)) http.Handler {
+	if at == nil {
+		return h
+	}
+	var n atomic.Int64
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			h.ServeHTTP(w, r)
+			return
+		}
+		at(fmt.Sprintf("request-%d", n.Add(1)))
+		h.ServeHTTP(w, r)
+		at(fmt.Sprintf("request-%d", n.Add(1)))
+	})
 }
 
 // serve answers requests until ctx ends, then lets short ones finish.

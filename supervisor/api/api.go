@@ -30,6 +30,7 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/host"
+	"github.com/minke-os/minke/supervisor/lock"
 	"github.com/minke-os/minke/supervisor/logs"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
@@ -52,6 +53,9 @@ type Backend interface {
 	StartService(ctx context.Context, c plan.Container) error
 	RestartService(ctx context.Context, c plan.Container, force bool) error
 	CleanupVolumes(context.Context) error
+	Locks() ([]lock.Held, error)
+	HoldLocks(ctx context.Context, app model.AppID, services []string, force bool) error
+	FreeLocks(ctx context.Context, app model.AppID, services []string, force bool) error
 	StreamLogs(ctx context.Context, o logs.Options, emit func(logs.Message) error) error
 
 	Blink()
@@ -213,6 +217,9 @@ func (s *server) routes() map[string]handler {
 		"POST /v2/applications/{app}/purge":           s.purgeApp,
 		"GET /v2/containerId":                         s.containerID,
 		"GET /v2/cleanup-volumes":                     s.cleanupVolumes,
+		"GET /v2/locks":                               s.locks,    // ours
+		"POST /v2/applications/{app}/lock":            s.holdLock, // ours
+		"DELETE /v2/applications/{app}/lock":          s.freeLock, // ours
 
 		"GET /v2/local/target-state":  s.forDevice(s.localTarget),
 		"POST /v2/local/target-state": s.forDevice(s.setLocalTarget),

@@ -36,7 +36,7 @@ type deviceAnswer struct {
 	UpdateDownloaded  bool    `json:"update_downloaded"`
 	Commit            string  `json:"commit,omitempty"`
 	Status            *string `json:"status,omitempty"`
-	DownloadProgress  any     `json:"download_progress,omitempty"`
+	DownloadProgress  any     `json:"download_progress"` // null with a status, absent without
 }
 
 func (s *server) device(w http.ResponseWriter, r *request) error {

@@ -169,7 +169,8 @@ type ServiceState struct {
 	Problem  string // why its image does not come
 }
 
-// Service finds what a service of the target is doing.
+// Service finds what a service of the target is doing. A container of another
+// release, which the service still runs in, tells nothing of that.
 func (st Status) Service(app model.App, svc model.Service) ServiceState {
 	out := ServiceState{Status: "Downloading", Release: app.ReleaseID}
 	for _, i := range st.Images {
@@ -183,7 +184,7 @@ func (st Status) Service(app model.App, svc model.Service) ServiceState {
 		}
 	}
 	for _, c := range st.Containers {
-		if c.App == app.ID && c.Service == svc.Name && out.Progress == nil {
+		if c.App == app.ID && c.Service == svc.Name && c.Commit == app.Commit && out.Progress == nil {
 			out.Status, out.Release = c.Status, c.Release
 		}
 	}

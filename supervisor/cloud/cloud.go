@@ -29,10 +29,12 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -132,11 +134,31 @@ func New(cfg Config) *Link {
 	if cfg.System == nil {
 		cfg.System = func(string) {}
 	}
+	if cfg.Transport == nil {
+		cfg.Transport = transport()
+	}
 	return &Link{
 		cfg: cfg, log: cfg.Logger, http: http.Client{Transport: cfg.Transport}, made: time.Now(),
 		asked: make(chan struct{}, 1), stirred: make(chan struct{}, 1), tagged: make(chan struct{}, 1),
 		pinned: make(chan struct{}),
 	}
+}
+
+// deadAfter is how long a connection lives on whose other end confirms nothing.
+// The kernel's own patience is a quarter of an hour, and what is sent meanwhile
+// is lost.
+const deadAfter = 10 * time.Second
+
+// transport is the usual one, which gives dead connections up.
+func transport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) { err = giveUpAfter(int(fd), deadAfter) })
+		return errors.Join(cerr, err)
+	}}
+	t.DialContext = d.DialContext
+	return t
 }
 
 // Run registers the device if need be, and then keeps the link until ctx ends.

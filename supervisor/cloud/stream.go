@@ -21,7 +21,8 @@ const (
 	logFlush    = 100 * time.Millisecond // a line waits no longer
 	logIdle     = time.Minute            // without a line a stream is closed
 	// rewind is how much of what was sent last is sent again after a stream
-	// broke: a dead line takes bytes for a while, and nobody confirms lines.
+	// was ended: nobody confirms lines. A dead connection takes bytes for as
+	// long as deadAfter says.
 	rewind = 2 * time.Second
 )
 
@@ -73,6 +74,7 @@ type stream struct {
 	idle    *time.Timer
 	last    time.Time // of the last line that went
 	sent    bool
+	dead    bool // the stream ended without a word of the server
 }
 
 // A line is one as the server takes it.
@@ -100,11 +102,14 @@ func (s *stream) emit(m logs.Message) error {
 	}
 	select {
 	case err := <-s.ended:
+		_, answered := errors.AsType[*refusal](err)
+		s.dead = !answered
 		s.closeLocked()
 		return err
 	default:
 	}
 	if err := s.enc.Encode(line{m.Message, m.Timestamp, m.IsSystem, m.IsStdErr, m.ServiceID}); err != nil {
+		s.dead = true
 		s.closeLocked()
 		return err
 	}
@@ -191,8 +196,11 @@ func (s *stream) closeLocked() {
 func (s *stream) cursor() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.sent {
+	switch {
+	case !s.sent:
 		return s.last
+	case s.dead:
+		return s.last.Add(-rewind - deadAfter)
 	}
 	return s.last.Add(-rewind)
 }

@@ -8,9 +8,12 @@
 // see them too; those left by a crash are recognized by their owner and are
 // simply ours again. The directories live on a tmpfs: a reboot clears locks.
 //
+// People hold locks through the Supervisor API: the same files again, known by
+// what is in them. For the supervisor they are as a service's own.
+//
 // Whether a step needs the lock is not this package's business. Its functions
-// are not safe for concurrent use on one application; the state engine is
-// their only caller.
+// are not safe for concurrent use on one application, except List; the state
+// engine is the only caller of the others.
 package lock
 
 import (
@@ -80,7 +83,7 @@ func (l *Locks) takeOne(app model.AppID, service string, force bool) error {
 	dir := model.LockDir(l.root, app, service)
 	for _, name := range names {
 		path := filepath.Join(dir, name)
-		mine, err := create(path)
+		mine, err := create(path, Supervisor)
 		if err != nil {
 			return err
 		}
@@ -93,27 +96,31 @@ func (l *Locks) takeOne(app model.AppID, service string, force bool) error {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
-		if _, err := create(path); err != nil {
+		if _, err := create(path, Supervisor); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// create reports whether path is our lock now. The file gets its owner before
-// it gets its name, so that a crash never leaves one that looks like a
-// service's.
-func create(path string) (mine bool, err error) {
+// create reports whether path is a lock of this holder now. The file gets its
+// owner and content before it gets its name, so that a crash never leaves one
+// that looks like a service's.
+func create(path string, by Holder) (mine bool, err error) {
 	if st, err := os.Lstat(path); err == nil {
-		return ownedBy(st, owner), nil
+		return holder(path, st) == by, nil
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".minke-lock-*")
 	if err != nil {
 		return false, err
 	}
 	defer os.Remove(f.Name())
-	err = errors.Join(f.Chown(owner, owner), f.Close())
-	if err != nil {
+	if by == Supervisor {
+		err = f.Chown(owner, owner)
+	} else {
+		_, err = f.WriteString(apiMark)
+	}
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return false, err
 	}
 	// Unlike a rename, a link does not replace what a service just put there.

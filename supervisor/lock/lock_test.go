@@ -3,10 +3,12 @@ package lock
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/supervisor/model"
 )
 
 func entries(t *testing.T, dir string) []string {
@@ -120,6 +122,64 @@ func TestHandOverIsSeenOnce(t *testing.T) {
 	for i, want := range []bool{true, false} {
 		if got, err := l.HandedOver(1, "web"); got != want || err != nil {
 			t.Errorf("HandedOver, call %d = %v, %v; want %v", i+1, got, err, want)
+		}
+	}
+}
+
+func TestLocksHeldThroughTheAPI(t *testing.T) {
+	testenv.NeedRoot(t)
+	root := t.TempDir()
+	l := New(root)
+	if err := l.Hold(1, []string{"web", "db"}, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Take(1, []string{"web"}, false); !errdef.Is(err, errdef.Busy) {
+		t.Errorf("the supervisor's Take beside a lock of the API = %v, want it busy", err)
+	}
+	if err := l.Hold(1, []string{"web"}, false); !errdef.Is(err, errdef.Busy) {
+		t.Errorf("a second Hold = %v, want it busy", err)
+	}
+	if err := New(root).ReleaseAll(); err != nil { // the supervisor began again
+		t.Fatal(err)
+	}
+	if list, err := l.List(); err != nil || len(list) != 2 || list[0].Holder != API || list[1].Service != "web" {
+		t.Errorf("List = %v, %v; want db and web of the API", list, err)
+	}
+	if err := l.Free(1, []string{"web", "db"}, false); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := l.List(); err != nil || len(list) != 0 {
+		t.Errorf("after Free there are %v, %v", list, err)
+	}
+}
+
+func TestTheAPITakesAServicesLockByForceAndNeverTheSupervisors(t *testing.T) {
+	testenv.NeedRoot(t)
+	root := t.TempDir()
+	l := New(root)
+	if err := l.Prepare(1, "web"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(root, "1", "web", "updates.lock"), 0o666); err != nil { // reading it would block
+		t.Fatal(err)
+	}
+	for name, f := range map[string]func(model.AppID, []string, bool) error{"Hold": l.Hold, "Free": l.Free} {
+		if err := f(1, []string{"web"}, false); !errdef.Is(err, errdef.Busy) {
+			t.Errorf("%s of a lock that the service holds = %v, want it busy", name, err)
+		}
+	}
+	if err := l.Hold(1, []string{"web"}, true); err != nil {
+		t.Errorf("Hold by force: %v", err)
+	}
+	if err := l.Free(1, []string{"web"}, true); err != nil {
+		t.Errorf("Free by force: %v", err)
+	}
+	if err := l.Take(1, []string{"web"}, false); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]func(model.AppID, []string, bool) error{"Hold": l.Hold, "Free": l.Free} {
+		if err := f(1, []string{"web"}, true); !errdef.Is(err, errdef.Busy) {
+			t.Errorf("%s by force of a lock that the supervisor holds = %v, want it busy", name, err)
 		}
 	}
 }

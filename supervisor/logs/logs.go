@@ -44,7 +44,8 @@ type Message struct {
 
 const (
 	ringSize = 200
-	maxLine  = 10_000
+	maxLine  = 10_000 // bytes, of which ellipsis is the end of a line that was longer
+	ellipsis = "[...]"
 )
 
 // A Hub collects messages and lets listeners follow.
@@ -258,7 +259,7 @@ func parse(text string) Message {
 
 func cut(s string) string {
 	if len(s) > maxLine {
-		return s[:maxLine] + "[...]"
+		return s[:maxLine-len(ellipsis)] + ellipsis
 	}
 	return s
 }

@@ -104,7 +104,7 @@ func TestTheRingIsBounded(t *testing.T) {
 
 func TestLongLinesAreCut(t *testing.T) {
 	m := parse("2026-01-01T00:00:01Z " + strings.Repeat("x", 2*maxLine))
-	if want := strings.Repeat("x", maxLine) + "[...]"; m.Message != want {
+	if want := strings.Repeat("x", maxLine-len(ellipsis)) + ellipsis; m.Message != want {
 		t.Errorf("message of %d bytes, want %d", len(m.Message), len(want))
 	}
 }
