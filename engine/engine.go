@@ -143,7 +143,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 			e.Close()
 		}
 	}()
-	e.db, e.lostRecords, err = openDatabase(filepath.Join(cfg.DataRoot, "minke.db"), filepath.Join(cfg.ExecRoot, "reading-database"), cfg.Logger)
+	e.db, e.lostRecords, err = openDatabase(filepath.Join(cfg.DataRoot, "minke.db"), cfg.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -138,11 +138,15 @@ func (s *Store) check() error {
 
 // checkLayers runs until nothing changes, for a layer goes when its parent does.
 func (s *Store) checkLayers(t tables) error {
+	gone := map[string]bool{}
 	for {
 		bad := map[string]error{}
 		for key := range keys(t.layers) {
 			if err := s.checkLayer(t, oci.ChainID(key)); err != nil {
 				bad[key] = err
+			}
+			if gone[key] {
+				return fmt.Errorf("database: record %s is listed, and cannot be found or removed", key)
 			}
 		}
 		if len(bad) == 0 {
@@ -150,6 +154,9 @@ func (s *Store) checkLayers(t tables) error {
 		}
 		if err := s.setAside(t, t.layers, string(layersBucket), bad); err != nil {
 			return err
+		}
+		for key := range bad {
+			gone[key] = true
 		}
 	}
 }
