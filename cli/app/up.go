@@ -139,7 +139,7 @@ func (o upOptions) fetch(ctx context.Context, s *connect.Session, engine *client
 	if err == nil && !o.pull || err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	return image.Pull(ctx, engine, svc.Image, func(line string) { fmt.Fprintf(s.Err, "pull %s: %s\n", svc.Name, line) })
+	return image.Pull(ctx, s, engine, svc.Image, func(line string) { fmt.Fprintf(s.Err, "pull %s: %s\n", svc.Name, line) })
 }
 
 // labelContext remembers what an image was built from.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/minke-os/minke/cli/connect"
+	"github.com/minke-os/minke/cli/image"
 )
 
 func runCommand(s *connect.Session) *cobra.Command {
@@ -90,7 +91,11 @@ func (o *runOptions) make(ctx context.Context, s *connect.Session, engine *clien
 }
 
 func pull(ctx context.Context, s *connect.Session, engine *client.Client, ref string) error {
-	stream, err := engine.ImagePull(ctx, ref, client.ImagePullOptions{})
+	auth, err := image.RegistryAuth(s, ref)
+	if err != nil {
+		return err
+	}
+	stream, err := engine.ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: auth})
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/distribution/reference"
-	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -73,7 +72,7 @@ func inspectDelta(ctx context.Context, s *connect.Session, name, template string
 	if err == nil {
 		defer f.Close()
 		method, path, body = http.MethodPost, "/minke/delta/report", f
-	} else if auth, err = registryAuth(s, name); err != nil {
+	} else if auth, err = RegistryAuth(s, name); err != nil {
 		return fmt.Errorf("%s is neither a file nor an image: %w", name, err)
 	}
 	resp, err := askDelta(ctx, engine, method, path, auth, body)
@@ -137,7 +136,7 @@ func (o deltaOptions) run(ctx context.Context, s *connect.Session, base, target 
 	auth := ""
 	if o.push {
 		q.Set("push", target)
-		if auth, err = registryAuth(s, target); err != nil {
+		if auth, err = RegistryAuth(s, target); err != nil {
 			return err
 		}
 	}
@@ -193,30 +192,13 @@ type deltaCost struct{ Whole, Operations, Changes, Added int64 }
 const shownFiles = 8
 
 func showDelta(w io.Writer, r io.Reader) error {
-	for dec := json.NewDecoder(r); ; {
-		var m jsonstream.Message
-		if err := dec.Decode(&m); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
+	return tellSteps(r, func(line string) { fmt.Fprintln(w, line) }, func(aux json.RawMessage) error {
+		var d deltaReport
+		if json.Unmarshal(aux, &d) != nil || d.Layers == nil {
+			return nil // what a registry says of a push
 		}
-		switch {
-		case m.Error != nil:
-			return errors.New(m.Error.Message)
-		case m.Aux != nil:
-			var d deltaReport
-			if json.Unmarshal(*m.Aux, &d) == nil && d.Layers != nil {
-				if err := report(w, d); err != nil {
-					return err
-				}
-			}
-		case m.Progress != nil && m.Progress.Total > 0: // too much for a log
-		case m.ID != "":
-			fmt.Fprintln(w, m.ID+": "+m.Status)
-		case m.Status != "":
-			fmt.Fprintln(w, m.Status)
-		}
-	}
+		return report(w, d)
+	})
 }
 
 // report prints a line for each layer, then its most costly files.
@@ -260,9 +242,9 @@ func report(w io.Writer, d deltaReport) error {
 	return nil
 }
 
-// registryAuth is what "docker login" keeps for an image's registry, in the form
+// RegistryAuth is what "docker login" keeps for an image's registry, in the form
 // of X-Registry-Auth. Credential helpers are not asked.
-func registryAuth(s *connect.Session, image string) (string, error) {
+func RegistryAuth(s *connect.Session, image string) (string, error) {
 	ref, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return "", err

@@ -1,5 +1,5 @@
 // Package image has the docker-style commands for images: build, images,
-// history, pull, rmi and tag. They talk to the engine.
+// history, pull, push, load, save, rmi and tag. They talk to the engine.
 package image
 
 import (
@@ -19,7 +19,8 @@ import (
 // Commands are the package's.
 func Commands(s *connect.Session) []*cobra.Command {
 	return []*cobra.Command{
-		buildCommand(s), imagesCommand(s), historyCommand(s), pullCommand(s), rmiCommand(s), tagCommand(s),
+		buildCommand(s), imagesCommand(s), historyCommand(s), pullCommand(s), pushCommand(s),
+		loadCommand(s), saveCommand(s), rmiCommand(s), tagCommand(s),
 	}
 }
 
@@ -184,32 +185,23 @@ func pullCommand(s *connect.Session) *cobra.Command {
 				return err
 			}
 			defer engine.Close()
-			return Pull(cmd.Context(), engine, args[0], func(line string) { fmt.Fprintln(s.Out, line) })
+			return Pull(cmd.Context(), s, engine, args[0], func(line string) { fmt.Fprintln(s.Out, line) })
 		},
 	}
 }
 
 // Pull downloads an image and tells each step of it, one line a call.
-func Pull(ctx context.Context, engine *client.Client, ref string, tell func(line string)) error {
-	stream, err := engine.ImagePull(ctx, ref, client.ImagePullOptions{})
+func Pull(ctx context.Context, s *connect.Session, engine *client.Client, ref string, tell func(line string)) error {
+	auth, err := RegistryAuth(s, ref)
+	if err != nil {
+		return err
+	}
+	stream, err := engine.ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: auth})
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	for m, err := range stream.JSONMessages(ctx) {
-		switch {
-		case err != nil:
-			return err
-		case m.Error != nil:
-			return errors.New(m.Error.Message)
-		case m.Progress != nil && m.Progress.Total > 0: // too much for a log
-		case m.ID != "":
-			tell(m.ID + ": " + m.Status)
-		default:
-			tell(m.Status)
-		}
-	}
-	return nil
+	return tellSteps(stream, tell, nil)
 }
 
 func rmiCommand(s *connect.Session) *cobra.Command {

@@ -54,6 +54,12 @@ func (s Streams) InputIsTerminal() bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// OutputIsTerminal reports whether a person reads.
+func (s Streams) OutputIsTerminal() bool {
+	f, ok := s.Out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
 // Raw sends every key to the container until restore is called.
 func (s Streams) Raw() (restore func(), err error) {
 	f, ok := s.In.(*os.File)
