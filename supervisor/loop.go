@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -206,7 +207,7 @@ func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
 	local := s.localMode()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: local}
+	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, Rested: s.store.Rested(), KeepVolumes: local}
 	for ref := range s.fetching {
 		f.Fetching[ref] = true
 	}
@@ -268,6 +269,13 @@ func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec
 // converged notes that the target is reached, unless there is a newer one. It
 // reports whether that is news.
 func (s *Supervisor) converged(want plan.Want) bool {
+	err := s.store.SetRested(func(rested map[string]bool) {
+		clear(rested)
+		maps.Copy(rested, resting(want))
+	})
+	if err != nil {
+		s.log.Error("remember what rests", "err", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if want.Generation != s.want.Generation {
@@ -346,8 +354,30 @@ func (s *Supervisor) perform(ctx context.Context, r apply.Round, st plan.Step) e
 		return s.takeLock(r.Want, st.App, r.Force)
 	case plan.ReleaseLock:
 		return s.releaseLock(st.App)
+	case plan.Stop: // a later target may come before this one is reached
+		err := s.store.SetRested(func(rested map[string]bool) { maps.Copy(rested, resting(r.Want)) })
+		if err != nil {
+			return err
+		}
 	}
-	return s.applier.Do(ctx, r, st)
+	err := s.applier.Do(ctx, r, st)
+	if err == nil && st.Kind == plan.Start {
+		err = s.store.SetRested(func(rested map[string]bool) { delete(rested, serviceKey(st.App, st.Service)) })
+	}
+	return err
+}
+
+// resting are the services that a target keeps from running.
+func resting(want plan.Want) map[string]bool {
+	out := map[string]bool{}
+	for _, app := range want.Apps {
+		for _, svc := range app.Services {
+			if !svc.Running {
+				out[serviceKey(app.ID, svc.Service)] = true
+			}
+		}
+	}
+	return out
 }
 
 // outcome remembers a failure, so that the step is tried again later and

@@ -109,6 +109,9 @@ type Facts struct {
 	Fetching   map[string]bool      // image references being downloaded
 	Locked     map[model.AppID]bool // update locks that we hold
 	HandedOver map[string]bool      // old containers, by ID, that may go now
+	// Rested are services, by ServiceKey, that the target before this one kept
+	// from running.
+	Rested map[string]bool
 	// KeepVolumes keeps the volumes of applications that are gone.
 	KeepVolumes bool
 }
