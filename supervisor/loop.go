@@ -134,7 +134,7 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	}
 	facts := s.facts(want, cur)
 	if o != nil {
-		facts.KeepVolumes = o.keepVolumes
+		facts.KeepVolumes, facts.Asked = o.keepVolumes, true
 	}
 	steps := plan.Next(want, cur, facts)
 	look := never
@@ -154,6 +154,9 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	ready, again := s.sift(steps)
 	if len(ready) == 0 {
 		s.waiting(steps)
+		if o == nil && s.onlyReboot(steps) {
+			look = min(look, s.rebootFor(ctx, force))
+		}
 		return min(again, look), nil
 	}
 	s.do(ctx, apply.Round{Want: want, Cur: cur, Force: force}, ready)
@@ -169,7 +172,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	now := time.Now()
 	downloads := len(s.fetching)
 	for _, st := range steps {
-		if st.Kind == plan.Wait {
+		if st.Idle() {
 			if st.Container != "" {
 				again = min(again, handOverPoll)
 			}
@@ -214,6 +217,7 @@ func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
 	for id := range s.locked {
 		f.Locked[id] = true
 	}
+	f.New = maps.Clone(s.fresh)
 	s.handOversLocked(want, cur)
 	for id := range s.handed {
 		f.HandedOver[id] = true
@@ -309,7 +313,7 @@ func (s *Supervisor) waiting(steps []plan.Step) {
 		}
 	}
 	for _, st := range steps {
-		if st.Kind == plan.Wait && st.Service != "" {
+		if st.Idle() && st.Service != "" {
 			s.problem = st.Service + ": " + st.Why
 			return
 		}
@@ -357,6 +361,11 @@ func (s *Supervisor) perform(ctx context.Context, r apply.Round, st plan.Step) e
 	case plan.Stop: // a later target may come before this one is reached
 		err := s.store.SetRested(func(rested map[string]bool) { maps.Copy(rested, resting(r.Want)) })
 		if err != nil {
+			return err
+		}
+	}
+	if st.Kind == plan.Create {
+		if err := s.created(r.Want, st); err != nil {
 			return err
 		}
 	}

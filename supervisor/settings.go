@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/bootconfig"
 	"github.com/minke-os/minke/supervisor/model"
@@ -269,55 +266,4 @@ func (s *Supervisor) changed(what string, values any) {
 	}
 	s.log.Info("changed", "what", what, "values", string(text))
 	s.hub.System(fmt.Sprintf("Applied %s: %s", what, text))
-}
-
-// rebootFile says in which boot a change was made that needs another. It goes
-// with /tmp.
-func (s *Supervisor) rebootFile() string { return filepath.Join(s.cfg.HostTmp, "reboot-after-apply") }
-
-func (s *Supervisor) needReboot() error {
-	s.hub.System("Reboot has been scheduled to apply changes")
-	if err := os.MkdirAll(s.cfg.HostTmp, 0o755); err != nil {
-		return err
-	}
-	return durable.WriteFile(s.rebootFile(), []byte(s.host.BootID()), 0o644)
-}
-
-// rebootIfNeeded reboots a device that is done with all else, if a setting
-// needs it and the update locks of all applications allow it. It returns when
-// to look again.
-func (s *Supervisor) rebootIfNeeded(ctx context.Context, force bool) time.Duration {
-	id, err := os.ReadFile(s.rebootFile())
-	if err != nil || string(id) != s.host.BootID() {
-		return never
-	}
-	err = s.rebootNow(ctx, force)
-	if err == nil {
-		return maxRetry // it is on its way
-	}
-	if text := err.Error(); text != s.configured.waiting {
-		s.configured.waiting = text
-		s.log.Warn("reboot to apply changes", "err", err)
-		s.hub.System("Waiting to reboot: " + text)
-	}
-	if errdef.Is(err, errdef.Busy) {
-		return maxLockRetry
-	}
-	return maxRetry
-}
-
-func (s *Supervisor) rebootNow(ctx context.Context, force bool) error {
-	if s.host.Updating() {
-		return errdef.Busy.Errorf("Waiting for Host OS update to finish")
-	}
-	release, err := s.lockAll(force)
-	if err != nil {
-		return err
-	}
-	s.hub.System("Rebooting")
-	if err := s.host.Reboot(ctx); err != nil {
-		release()
-		return fmt.Errorf("reboot: %w", err)
-	}
-	return nil
 }

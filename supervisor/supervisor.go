@@ -128,6 +128,7 @@ type Supervisor struct {
 	locked      map[model.AppID]bool   // update locks that we hold
 	handed      map[string]bool        // old containers that may go
 	commits     map[model.AppID]string // last release that settled
+	fresh       map[string]bool        // app/service that starts after a reboot, of which a container was made in this boot
 	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 
@@ -158,6 +159,7 @@ func New(cfg Config) *Supervisor {
 		locked:  map[model.AppID]bool{},
 		handed:  map[string]bool{},
 		commits: map[model.AppID]string{},
+		fresh:   map[string]bool{},
 	}
 }
 
@@ -222,6 +224,9 @@ func (s *Supervisor) open() error {
 		return err
 	}
 	if err := s.locks.ReleaseAll(); err != nil {
+		return err
+	}
+	if err := s.readFresh(); err != nil {
 		return err
 	}
 	if err := s.adoptStored(); err != nil {

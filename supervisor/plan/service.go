@@ -27,7 +27,7 @@ func (p *appPlan) bringUp(s model.Spec, ready bool) {
 		p.add(Step{Kind: Wait, Service: s.Service, Why: why})
 		return
 	}
-	if !p.running(s) {
+	if !p.running(s) || s.Reboots && !p.f.Asked {
 		p.addLocked(Step{Kind: Create, Service: s.Service, Name: s.Name})
 		return
 	}
@@ -68,6 +68,10 @@ func (p *appPlan) starts(c Container, s model.Spec) bool {
 }
 
 func (p *appPlan) start(c Container, s model.Spec, ready bool) {
+	if s.Reboots && p.f.New[ServiceKey(s.App, s.Service)] && !c.Started && !p.f.Asked {
+		p.add(Step{Kind: Reboot, Service: s.Service, Why: "it starts after a reboot"})
+		return
+	}
 	why := p.blocked(s, ready)
 	if why == "" {
 		why = p.waitsFor(s)
@@ -87,7 +91,7 @@ func (p *appPlan) replaceService(c Container, s model.Spec, ready bool) {
 		p.doom(c, why)
 	case !ready:
 		// The images step says what it waits for; the old one runs on.
-	case s.Strategy == model.HandOver && c.Runs() && p.running(s) && p.objectsReady(s):
+	case s.Strategy == model.HandOver && !s.Reboots && c.Runs() && p.running(s) && p.objectsReady(s):
 		p.stepAside(c, s, why)
 	default:
 		p.doom(c, why)
