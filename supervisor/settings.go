@@ -49,7 +49,8 @@ func (v hostVars) below(prefix string) (now map[string]string, gone []string) {
 type configuring struct {
 	generation int // of the target whose variables are set
 	failures   int
-	until      time.Time // when it is tried again after them
+	until      time.Time // when it is tried again after them, or for a change that is not due yet; zero for never
+	vpn        time.Time // when the VPN was switched last
 	waiting    string    // why the host does not reboot
 }
 
@@ -64,7 +65,7 @@ func (s *Supervisor) configure(ctx context.Context) time.Duration {
 	config, generation := s.target.Config, s.want.Generation
 	s.mu.Unlock()
 	c := &s.configured
-	if generation == c.generation && c.failures == 0 || generation == 0 {
+	if generation == c.generation && c.until.IsZero() || generation == 0 {
 		return never
 	}
 	if wait := time.Until(c.until); generation == c.generation && wait > 0 {
@@ -73,13 +74,16 @@ func (s *Supervisor) configure(ctx context.Context) time.Duration {
 	if generation != c.generation {
 		c.failures = 0
 	}
-	c.generation = generation
+	c.generation, c.until = generation, time.Time{}
 	ctx, cancel := context.WithTimeout(ctx, hostLimit)
 	defer cancel()
 	err := s.setHost(ctx, config)
 	if err == nil {
 		c.failures = 0
 		s.setHostProblem("")
+		if !c.until.IsZero() {
+			return time.Until(c.until)
+		}
 		return never
 	}
 	c.failures++
@@ -117,7 +121,7 @@ func (s *Supervisor) setHost(ctx context.Context, config map[string]string) erro
 		return err
 	}
 	err := errors.Join(s.setConfigJSON(vars), s.setUnits(ctx, vars), s.setBoot(vars))
-	if err != nil {
+	if err != nil || !s.configured.until.IsZero() {
 		return err
 	}
 	return s.store.SetHostVariables(ours)
@@ -125,7 +129,7 @@ func (s *Supervisor) setHost(ctx context.Context, config map[string]string) erro
 
 // units are services of the host that a variable switches.
 var units = map[string][]string{
-	"SUPERVISOR_VPN_CONTROL": {"openvpn.service"},
+	"SUPERVISOR_VPN_CONTROL": {vpnUnit},
 	"HOST_DISCOVERABILITY":   {"avahi-daemon.socket", "avahi-daemon.service"},
 }
 
@@ -204,6 +208,25 @@ func (s *Supervisor) cooling(v hostVars) (system map[string]any, power, changed 
 	return system, power, power || fan
 }
 
+// vpnPause lies between two changes of the VPN: a device that is reached by it
+// alone, and a server that says now this and now that, must not lose each other often.
+const (
+	vpnUnit  = "openvpn.service"
+	vpnPause = time.Hour
+)
+
+// vpnTooSoon puts a change of the VPN off until an hour after the one before.
+func (s *Supervisor) vpnTooSoon() bool {
+	c := &s.configured
+	due := c.vpn.Add(vpnPause)
+	if c.vpn.IsZero() || !time.Now().Before(due) {
+		return false
+	}
+	c.until = due
+	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", time.Until(due).Round(time.Minute)))
+	return true
+}
+
 // setUnits starts and stops services of the host.
 func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 	for _, name := range slices.Sorted(maps.Keys(units)) {
@@ -213,7 +236,7 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 		}
 		for _, unit := range units[name] {
 			active, err := s.host.UnitActive(ctx, unit)
-			if err == nil && active == on {
+			if err == nil && (active == on || unit == vpnUnit && s.vpnTooSoon()) {
 				continue
 			}
 			if err == nil {
@@ -221,6 +244,9 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", name, unit, err)
+			}
+			if unit == vpnUnit {
+				s.configured.vpn = time.Now()
 			}
 			s.changed("configuration change", map[string]any{name: on})
 		}
