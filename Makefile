@@ -36,7 +36,7 @@ test-powercut: ## a thousand power cuts of the image store, as many of updates b
 	scripts/deps powercut
 	MINKE_POWERCUT=1000 go test -count 1 -timeout 45m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
 
-test-conformance: ## the supervisor's acceptance suite beside a stock Docker too; minutes
+test-conformance: ## the supervisor's acceptance suite, with a death at each request, and beside a stock Docker too; minutes
 	scripts/deps test
 	MINKE_TEST_DOCKER=1 go test -count 1 -timeout 20m -v ./supervisor/conformance
 

@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/minke-os/minke/supervisor/api"
 	"github.com/minke-os/minke/supervisor/appsjson"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/logs"
@@ -192,7 +194,7 @@ func (l linked) Report() map[string]any {
 }
 
 // appsReport is what the server shows of applications: the release that settled
-// last, and what is on its way.
+// last, what is on its way, and what runs until then.
 func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 	st, err := s.Status(ctx)
 	if err != nil {
@@ -223,7 +225,7 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 			states = append(states, x.Status)
 		}
 		status := st.UpdateStatus(states)
-		releases := map[string]any{}
+		releases := s.outgoing(ctx, st, app)
 		if app.Commit != "" {
 			releases[app.Commit] = map[string]any{"update_status": status, "services": services}
 		}
@@ -240,6 +242,42 @@ func (s *Supervisor) appsReport(ctx context.Context) (map[string]any, error) {
 		out[app.UUID] = entry
 	}
 	return out, nil
+}
+
+// outgoing are the releases of which containers run that another one is to
+// replace, by commit.
+func (s *Supervisor) outgoing(ctx context.Context, st api.Status, app model.App) map[string]any {
+	services := map[string]map[string]any{}
+	for _, c := range st.Containers {
+		if c.App != app.ID || c.Commit == app.Commit || c.Commit == "" {
+			continue
+		}
+		if services[c.Commit] == nil {
+			services[c.Commit] = map[string]any{}
+		}
+		next, _ := app.Service(c.Service)
+		services[c.Commit][c.Service] = map[string]any{"image": s.imageName(ctx, c.ImageID, next.Image), "status": c.Status}
+	}
+	out := map[string]any{}
+	for commit, list := range services {
+		out[commit] = map[string]any{"update_status": "done", "services": list}
+	}
+	return out
+}
+
+// imageName is how a release named an image: by a reference that we pulled, and
+// that is not the next release's if there are several, else as the engine does.
+func (s *Supervisor) imageName(ctx context.Context, id, next string) string {
+	img, err := s.cfg.Engine.ImageInspect(ctx, id)
+	if err != nil { // it is gone, or will be named in the next report
+		return id
+	}
+	names := slices.Concat(img.RepoDigests, img.RepoTags)
+	pulled := slices.DeleteFunc(s.store.Images(), func(ref string) bool { return !slices.Contains(names, s.store.EngineName(ref)) })
+	if i := slices.IndexFunc(pulled, func(ref string) bool { return ref != next }); i >= 0 {
+		return pulled[i]
+	}
+	return append(slices.Concat(pulled, names), id)[0]
 }
 
 // rejectedCommit is the release of an application that was undone, if one was.

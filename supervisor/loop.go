@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -133,7 +134,7 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	}
 	facts := s.facts(want, cur)
 	if o != nil {
-		facts.KeepVolumes = o.keepVolumes
+		facts.KeepVolumes, facts.Asked = o.keepVolumes, true
 	}
 	steps := plan.Next(want, cur, facts)
 	look := never
@@ -153,6 +154,9 @@ func (s *Supervisor) round(ctx context.Context, want plan.Want, force bool, o *o
 	ready, again := s.sift(steps)
 	if len(ready) == 0 {
 		s.waiting(steps)
+		if o == nil && s.onlyReboot(steps) {
+			look = min(look, s.rebootFor(ctx, force))
+		}
 		return min(again, look), nil
 	}
 	s.do(ctx, apply.Round{Want: want, Cur: cur, Force: force}, ready)
@@ -168,7 +172,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	now := time.Now()
 	downloads := len(s.fetching)
 	for _, st := range steps {
-		if st.Kind == plan.Wait {
+		if st.Idle() {
 			if st.Container != "" {
 				again = min(again, handOverPoll)
 			}
@@ -206,13 +210,14 @@ func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
 	local := s.localMode()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: local}
+	f := plan.Facts{Fetching: map[string]bool{}, Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, Rested: s.store.Rested(), KeepVolumes: local}
 	for ref := range s.fetching {
 		f.Fetching[ref] = true
 	}
 	for id := range s.locked {
 		f.Locked[id] = true
 	}
+	f.New = maps.Clone(s.fresh)
 	s.handOversLocked(want, cur)
 	for id := range s.handed {
 		f.HandedOver[id] = true
@@ -268,6 +273,13 @@ func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec
 // converged notes that the target is reached, unless there is a newer one. It
 // reports whether that is news.
 func (s *Supervisor) converged(want plan.Want) bool {
+	err := s.store.SetRested(func(rested map[string]bool) {
+		clear(rested)
+		maps.Copy(rested, resting(want))
+	})
+	if err != nil {
+		s.log.Error("remember what rests", "err", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if want.Generation != s.want.Generation {
@@ -301,7 +313,7 @@ func (s *Supervisor) waiting(steps []plan.Step) {
 		}
 	}
 	for _, st := range steps {
-		if st.Kind == plan.Wait && st.Service != "" {
+		if st.Idle() && st.Service != "" {
 			s.problem = st.Service + ": " + st.Why
 			return
 		}
@@ -346,8 +358,35 @@ func (s *Supervisor) perform(ctx context.Context, r apply.Round, st plan.Step) e
 		return s.takeLock(r.Want, st.App, r.Force)
 	case plan.ReleaseLock:
 		return s.releaseLock(st.App)
+	case plan.Stop: // a later target may come before this one is reached
+		err := s.store.SetRested(func(rested map[string]bool) { maps.Copy(rested, resting(r.Want)) })
+		if err != nil {
+			return err
+		}
 	}
-	return s.applier.Do(ctx, r, st)
+	if st.Kind == plan.Create {
+		if err := s.created(r.Want, st); err != nil {
+			return err
+		}
+	}
+	err := s.applier.Do(ctx, r, st)
+	if err == nil && st.Kind == plan.Start {
+		err = s.store.SetRested(func(rested map[string]bool) { delete(rested, serviceKey(st.App, st.Service)) })
+	}
+	return err
+}
+
+// resting are the services that a target keeps from running.
+func resting(want plan.Want) map[string]bool {
+	out := map[string]bool{}
+	for _, app := range want.Apps {
+		for _, svc := range app.Services {
+			if !svc.Running {
+				out[serviceKey(app.ID, svc.Service)] = true
+			}
+		}
+	}
+	return out
 }
 
 // outcome remembers a failure, so that the step is tried again later and

@@ -1,8 +1,8 @@
 package supervisor
 
 import (
+	"context"
 	"net"
-	"reflect"
 	"slices"
 	"strconv"
 
@@ -10,20 +10,30 @@ import (
 	"github.com/minke-os/minke/supervisor/model"
 )
 
-// protect makes the firewall what the target says, if it may be another. A host
-// that cannot have one is told of once.
+// protect makes the firewall what the target says. A host that cannot have one
+// is told of once.
 func (s *Supervisor) protect() {
 	if s.cfg.Firewall == nil {
 		return
 	}
-	r := s.wallRules()
-	if s.wall != nil && reflect.DeepEqual(*s.wall, r) {
+	problem := ""
+	if err := s.cfg.Firewall(s.wallRules()); err != nil {
+		problem = err.Error()
+	}
+	if problem != "" && problem != s.wallProblem {
+		s.log.Error("firewall", "err", problem)
+		s.hub.System("Firewall mode not applied due to error: " + problem)
+	}
+	s.wallProblem = problem
+}
+
+// watchWall has the firewall made again when somebody removes it.
+func (s *Supervisor) watchWall(ctx context.Context) {
+	if s.cfg.WatchFirewall == nil {
 		return
 	}
-	s.wall = &r
-	if err := s.cfg.Firewall(r); err != nil {
-		s.log.Error("firewall", "err", err)
-		s.hub.System("Firewall mode not applied due to error: " + err.Error())
+	if err := s.cfg.WatchFirewall(ctx, s.poke); err != nil {
+		s.log.Warn("a firewall that others remove comes back with the next change only", "err", err)
 	}
 }
 

@@ -24,7 +24,7 @@ const RollbackLabel = "io.minke.rollback-timeout"
 type trial struct {
 	body    []byte
 	limit   time.Duration
-	started time.Time // zero while something is downloaded, or a lock holds it
+	started time.Time // zero while something is downloaded, a lock holds it, or a reboot is to come
 	lost    bool      // it does not work, and there is nothing to go back to
 }
 
@@ -87,7 +87,7 @@ func (s *Supervisor) judge(want plan.Want, cur plan.Current, steps []plan.Step) 
 		s.mu.Unlock()
 		return never
 	}
-	locked := slices.ContainsFunc(steps, func(st plan.Step) bool { return st.Kind == plan.TakeLock })
+	locked := slices.ContainsFunc(steps, func(st plan.Step) bool { return st.Kind == plan.TakeLock || st.Kind == plan.Reboot })
 	if locked || len(s.fetching) > 0 || !allHere(want, cur) {
 		t.started = time.Time{}
 		s.mu.Unlock()

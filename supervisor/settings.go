@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/bootconfig"
 	"github.com/minke-os/minke/supervisor/model"
@@ -52,7 +49,8 @@ func (v hostVars) below(prefix string) (now map[string]string, gone []string) {
 type configuring struct {
 	generation int // of the target whose variables are set
 	failures   int
-	until      time.Time // when it is tried again after them
+	until      time.Time // when it is tried again after them, or for a change that is not due yet; zero for never
+	vpn        time.Time // when the VPN was switched last
 	waiting    string    // why the host does not reboot
 }
 
@@ -67,7 +65,7 @@ func (s *Supervisor) configure(ctx context.Context) time.Duration {
 	config, generation := s.target.Config, s.want.Generation
 	s.mu.Unlock()
 	c := &s.configured
-	if generation == c.generation && c.failures == 0 || generation == 0 {
+	if generation == c.generation && c.until.IsZero() || generation == 0 {
 		return never
 	}
 	if wait := time.Until(c.until); generation == c.generation && wait > 0 {
@@ -76,13 +74,16 @@ func (s *Supervisor) configure(ctx context.Context) time.Duration {
 	if generation != c.generation {
 		c.failures = 0
 	}
-	c.generation = generation
+	c.generation, c.until = generation, time.Time{}
 	ctx, cancel := context.WithTimeout(ctx, hostLimit)
 	defer cancel()
 	err := s.setHost(ctx, config)
 	if err == nil {
 		c.failures = 0
 		s.setHostProblem("")
+		if !c.until.IsZero() {
+			return time.Until(c.until)
+		}
 		return never
 	}
 	c.failures++
@@ -120,7 +121,7 @@ func (s *Supervisor) setHost(ctx context.Context, config map[string]string) erro
 		return err
 	}
 	err := errors.Join(s.setConfigJSON(vars), s.setUnits(ctx, vars), s.setBoot(vars))
-	if err != nil {
+	if err != nil || !s.configured.until.IsZero() {
 		return err
 	}
 	return s.store.SetHostVariables(ours)
@@ -128,7 +129,7 @@ func (s *Supervisor) setHost(ctx context.Context, config map[string]string) erro
 
 // units are services of the host that a variable switches.
 var units = map[string][]string{
-	"SUPERVISOR_VPN_CONTROL": {"openvpn.service"},
+	"SUPERVISOR_VPN_CONTROL": {vpnUnit},
 	"HOST_DISCOVERABILITY":   {"avahi-daemon.socket", "avahi-daemon.service"},
 }
 
@@ -207,6 +208,25 @@ func (s *Supervisor) cooling(v hostVars) (system map[string]any, power, changed 
 	return system, power, power || fan
 }
 
+// vpnPause lies between two changes of the VPN: a device that is reached by it
+// alone, and a server that says now this and now that, must not lose each other often.
+const (
+	vpnUnit  = "openvpn.service"
+	vpnPause = time.Hour
+)
+
+// vpnTooSoon puts a change of the VPN off until an hour after the one before.
+func (s *Supervisor) vpnTooSoon() bool {
+	c := &s.configured
+	due := c.vpn.Add(vpnPause)
+	if c.vpn.IsZero() || !time.Now().Before(due) {
+		return false
+	}
+	c.until = due
+	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", time.Until(due).Round(time.Minute)))
+	return true
+}
+
 // setUnits starts and stops services of the host.
 func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 	for _, name := range slices.Sorted(maps.Keys(units)) {
@@ -216,7 +236,7 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 		}
 		for _, unit := range units[name] {
 			active, err := s.host.UnitActive(ctx, unit)
-			if err == nil && active == on {
+			if err == nil && (active == on || unit == vpnUnit && s.vpnTooSoon()) {
 				continue
 			}
 			if err == nil {
@@ -224,6 +244,9 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", name, unit, err)
+			}
+			if unit == vpnUnit {
+				s.configured.vpn = time.Now()
 			}
 			s.changed("configuration change", map[string]any{name: on})
 		}
@@ -269,55 +292,4 @@ func (s *Supervisor) changed(what string, values any) {
 	}
 	s.log.Info("changed", "what", what, "values", string(text))
 	s.hub.System(fmt.Sprintf("Applied %s: %s", what, text))
-}
-
-// rebootFile says in which boot a change was made that needs another. It goes
-// with /tmp.
-func (s *Supervisor) rebootFile() string { return filepath.Join(s.cfg.HostTmp, "reboot-after-apply") }
-
-func (s *Supervisor) needReboot() error {
-	s.hub.System("Reboot has been scheduled to apply changes")
-	if err := os.MkdirAll(s.cfg.HostTmp, 0o755); err != nil {
-		return err
-	}
-	return durable.WriteFile(s.rebootFile(), []byte(s.host.BootID()), 0o644)
-}
-
-// rebootIfNeeded reboots a device that is done with all else, if a setting
-// needs it and the update locks of all applications allow it. It returns when
-// to look again.
-func (s *Supervisor) rebootIfNeeded(ctx context.Context, force bool) time.Duration {
-	id, err := os.ReadFile(s.rebootFile())
-	if err != nil || string(id) != s.host.BootID() {
-		return never
-	}
-	err = s.rebootNow(ctx, force)
-	if err == nil {
-		return maxRetry // it is on its way
-	}
-	if text := err.Error(); text != s.configured.waiting {
-		s.configured.waiting = text
-		s.log.Warn("reboot to apply changes", "err", err)
-		s.hub.System("Waiting to reboot: " + text)
-	}
-	if errdef.Is(err, errdef.Busy) {
-		return maxLockRetry
-	}
-	return maxRetry
-}
-
-func (s *Supervisor) rebootNow(ctx context.Context, force bool) error {
-	if s.host.Updating() {
-		return errdef.Busy.Errorf("Waiting for Host OS update to finish")
-	}
-	release, err := s.lockAll(force)
-	if err != nil {
-		return err
-	}
-	s.hub.System("Rebooting")
-	if err := s.host.Reboot(ctx); err != nil {
-		release()
-		return fmt.Errorf("reboot: %w", err)
-	}
-	return nil
 }

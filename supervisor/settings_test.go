@@ -66,6 +66,13 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	m.update()
 	m.until("it reboots", func() bool { return systemd.Called("reboot false") })
 
+	systemd.PartOf("") // forgets the calls; openvpn is active again, by itself
+	m.f.Wants(release("c1", "garden:1", "", first+`,"RESIN_SUPERVISOR_LOG_CONTROL":"1"`))
+	m.update()
+	m.until("people learn that the VPN is left alone for an hour", func() bool { return m.f.Heard("The VPN is switched once an hour at most; it will be in 1h0m0s") })
+	if systemd.Called("stop openvpn.service fail") {
+		t.Error("openvpn is stopped twice within an hour")
+	}
 	m.f.Wants(release("c1", "garden:1", "", `"RESIN_HOST_CONFIG_kernel":"mine","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
 	m.update()
 	m.until("people learn of a forbidden key", func() bool { return m.f.Heard("Attempt to change blacklisted config value kernel") })

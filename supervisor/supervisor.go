@@ -88,26 +88,29 @@ type Config struct {
 	SystemBus    string                     // address of the system D-Bus; the usual one if empty
 	LED          string                     // brightness file of the LED that blinks
 	Transport    http.RoundTripper          // to the fleet server; nil for the usual one
-	Firewall     func(firewall.Rules) error // makes the host's; nil for none
+	Firewall     func(firewall.Rules) error // makes the host's, if it is another; nil for none
 	Logger       *slog.Logger
+
+	// WatchFirewall calls lost when it may be gone; nil for none.
+	WatchFirewall func(ctx context.Context, lost func()) error
 }
 
 // A Supervisor is made by New and does its work in Run.
 type Supervisor struct {
-	cfg     Config
-	log     *slog.Logger
-	config  *bootconfig.File
-	host    *host.Host
-	link    *cloud.Link // nil on a device that nobody manages
-	store   *state.Store
-	hub     *logs.Hub
-	locks   *lock.Locks
-	applier apply.Applier
-	wake    chan struct{} // capacity 1: look again
-	jobs    chan job
-	gateway gateway
-	turn    chan struct{}   // capacity 1: held by the pull that gives way
-	wall    *firewall.Rules // the loop's: as they were made last; nil before
+	cfg         Config
+	log         *slog.Logger
+	config      *bootconfig.File
+	host        *host.Host
+	link        *cloud.Link // nil on a device that nobody manages
+	store       *state.Store
+	hub         *logs.Hub
+	locks       *lock.Locks
+	applier     apply.Applier
+	wake        chan struct{} // capacity 1: look again
+	jobs        chan job
+	gateway     gateway
+	turn        chan struct{} // capacity 1: held by the pull that gives way
+	wallProblem string        // the loop's: why there is no firewall
 
 	configured configuring // the loop's
 
@@ -128,6 +131,7 @@ type Supervisor struct {
 	locked      map[model.AppID]bool   // update locks that we hold
 	handed      map[string]bool        // old containers that may go
 	commits     map[model.AppID]string // last release that settled
+	fresh       map[string]bool        // app/service that starts after a reboot, of which a container was made in this boot
 	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 
@@ -158,6 +162,7 @@ func New(cfg Config) *Supervisor {
 		locked:  map[model.AppID]bool{},
 		handed:  map[string]bool{},
 		commits: map[model.AppID]string{},
+		fresh:   map[string]bool{},
 	}
 }
 
@@ -191,6 +196,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		g.Go(func() error { s.watchConnection(ctx); return nil })
 	}
 	g.Go(func() error { s.watch(ctx); return nil })
+	g.Go(func() error { s.watchWall(ctx); return nil })
 	g.Go(func() error { s.loop(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -222,6 +228,9 @@ func (s *Supervisor) open() error {
 		return err
 	}
 	if err := s.locks.ReleaseAll(); err != nil {
+		return err
+	}
+	if err := s.readFresh(); err != nil {
 		return err
 	}
 	if err := s.adoptStored(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
@@ -119,6 +120,14 @@ func TestFirewallModes(t *testing.T) {
 
 	set("on", "")
 	become("on again", true)
+	withRules(t, d, func(c *nftables.Conn) error { c.FlushRuleset(); return c.Flush() })
+	become("on after another program removed all tables", true)
+	withRules(t, d, func(c *nftables.Conn) error {
+		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: "minke_supervisor"}
+		c.FlushChain(&nftables.Chain{Name: "input", Table: table})
+		return c.Flush()
+	})
+	become("on after another program removed the rules", true)
 	d.Kill()
 	become("on without minked", true)
 	d.Up()

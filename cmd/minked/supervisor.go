@@ -64,7 +64,7 @@ func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*superviso
 	return supervisor.New(supervisor.Config{
 		Engine: c, Background: quiet, Dir: filepath.Join(cfg.DataRoot, "supervisor"), Listen: cfg.SupListen, HostTmp: filepath.Join(cfg.ExecRoot, "supervisor"),
 		BootDir: cfg.BootDir, Preload: cfg.preload(), LED: cfg.LED, EngineSocket: socket, Version: version, Logger: log,
-		Firewall: firewall.Apply,
+		Firewall: firewall.Apply, WatchFirewall: firewall.Watch,
 	}), nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,12 @@ var pollGroup = group{
 	},
 }
 
+// services are what is reported of a release.
+func (d *device) services(commit string) obj {
+	list, _ := d.fleet.Reported("apps", "deadbeef01", "releases", commit, "services").(obj)
+	return list
+}
+
 // Reports of the current state.
 var reportGroup = group{
 	name:  "reports",
@@ -145,6 +152,11 @@ var reportGroup = group{
 				})
 			}
 			reported("downloading")
+			if got, want := d.services("a1"), (obj{
+				"web": obj{"image": d.images.fill("REGISTRY/garden:1"), "status": "Running"}, "db": obj{"image": d.images.fill("REGISTRY/garden:1"), "status": "Running"},
+			}); !reflect.DeepEqual(got, want) {
+				d.t.Errorf("of the release that runs meanwhile %v is reported, want %v", got, want)
+			}
 			release()
 			reported("downloaded")
 			if got := d.fleet.Reported("apps", "deadbeef01", "release_uuid"); got != "a1" {
@@ -152,10 +164,16 @@ var reportGroup = group{
 			}
 			d.sh("web", "rm /tmp/balena/updates.lock")
 			reported("applying changes")
+			if old, next := d.services("a1"), d.services("a2"); len(old) != 1 || old["db"].(obj)["status"] != "Handing over" || next["db"].(obj)["status"] != "Awaiting handover" || next["web"].(obj)["status"] != "Running" {
+				d.t.Errorf("during a hand-over %v of the old release and %v of the new one are reported", old, next)
+			}
 			d.exec(d.containers("db")[1].ID, "touch /tmp/balena/handover-complete")
 			reported("done")
 			if got := d.fleet.Reported("apps", "deadbeef01", "release_uuid"); got != "a2" {
 				d.t.Errorf("release_uuid is %v", got)
+			}
+			if got := d.services("a1"); got != nil {
+				d.t.Errorf("of the old release %v is reported", got)
 			}
 		}},
 		{66, "reports-are-10-seconds-apart-and-say-what-changed", func(d *device) {

@@ -27,8 +27,9 @@ type group struct {
 }
 
 var groups = []group{
+	reportGroup, // takes longest, for it waits
 	httpGroup, lockGroup, compositionGroup, engineGroup, strategyGroup,
-	pollGroup, reportGroup, knownGroup, localGroup, openGroup, hostGroup, preloadGroup,
+	pollGroup, knownGroup, localGroup, openGroup, hostGroup, preloadGroup,
 }
 
 func run(t *testing.T, docker bool) {
@@ -65,7 +66,10 @@ func run(t *testing.T, docker bool) {
 	}
 }
 
-func TestMinke(t *testing.T) { run(t, false) }
+func TestMinke(t *testing.T) {
+	t.Parallel()
+	run(t, false)
+}
 
 func TestDocker(t *testing.T) {
 	testenv.Need(t, "dockerd")

@@ -113,13 +113,16 @@ var engineGroup = group{
 			}
 		}},
 		{59, "one-that-was-made-is-started-one-that-ended-left-alone", func(d *device) {
-			spare := d.id("spare")
+			spare, web := d.id("spare"), d.id("web")
 			d.deploy(target(nil, fleetApp("a8", func(a *app) { a.services["spare"] = service(94, "garden:1", obj{"restart": "always"}) })))
 			d.until("spare runs", func() bool { return d.state("spare") == "running" })
 			if d.id("spare") != spare {
 				d.t.Errorf("spare is in %s, was in %s", d.id("spare"), spare)
 			}
 			d.until("the release is there", func() bool { return d.status().Release == "a8" })
+			if d.id("web") != web || d.state("web") != "running" {
+				d.t.Errorf("web, which the release before stopped, is %s in %s, was in %s", d.state("web"), d.id("web"), web)
+			}
 			since := now()
 			if _, err := d.engine.ContainerStop(d.t.Context(), spare, client.ContainerStopOptions{}); err != nil {
 				d.t.Fatal(err)

@@ -15,16 +15,22 @@
 //
 // What containers publish is forwarded, and no business of this table; nor can
 // it open what another table closes. Apply replaces the table in one
-// transaction, so there is no moment without it. The table stays when the
+// transaction, so there is no moment without it, and only if it is not as it
+// should be: each rule has a comment with a hash of them all. Watch tells when
+// something of it goes, as by "nft flush ruleset". The table stays when the
 // process ends.
 package firewall
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
@@ -46,26 +52,54 @@ var (
 	open = []uint16{22222, 2375}
 )
 
+const tableName = "minke_supervisor"
+
 // Apply makes the table of this network namespace say what r says.
 func Apply(r Rules) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: "minke_supervisor"}
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	chain := &nftables.Chain{
+		Name: "input", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
+	}
+	list := r.list()
+	comment, err := hashOf(list)
+	if err != nil {
+		return err
+	}
+	have, err := c.GetRules(table, chain)
+	other := func(rule *nftables.Rule) bool { return !bytes.Equal(rule.UserData, comment) }
+	if err == nil && len(have) == len(list) && !slices.ContainsFunc(have, other) {
+		return nil
+	}
 	c.AddTable(table) // so that deleting it cannot fail
 	c.DelTable(table)
 	c.AddTable(table)
-	chain := c.AddChain(&nftables.Chain{
-		Name: "input", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
-	})
-	for _, exprs := range r.list() {
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+	c.AddChain(chain)
+	for _, exprs := range list {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs, UserData: comment})
 	}
 	if err := c.Flush(); err != nil {
 		return errdef.Unavailable.Errorf("write packet rules: %w; the kernel needs NF_TABLES_INET, NFT_CT, NFT_FIB_INET and NFT_REJECT_INET", err)
 	}
 	return nil
+}
+
+// hashOf is a comment, as nft shows it, that other rules do not have.
+func hashOf(list [][]expr.Any) ([]byte, error) {
+	h := sha256.New()
+	for _, exprs := range list {
+		for _, e := range exprs {
+			data, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
+			if err != nil {
+				return nil, err
+			}
+			h.Write(data)
+		}
+	}
+	return userdata.AppendString(nil, userdata.TypeComment, hex.EncodeToString(h.Sum(nil)[:8])), nil
 }
 
 // list is the rules in order.

@@ -101,6 +101,7 @@ func (c *composer) updateStrategy() {
 	default:
 		c.spec.Strategy = DownloadThenKill
 	}
+	c.spec.Reboots = Truthy(labels["io.balena.update.requires-reboot"])
 	c.spec.HandOver = defaultHandOver
 	if ms, ok := Int(labels["io.balena.update.handover-timeout"]); ok && ms > 0 {
 		c.spec.HandOver = time.Duration(ms) * time.Millisecond

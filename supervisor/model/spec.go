@@ -59,6 +59,7 @@ type Spec struct {
 	DependsOn []Dependency
 	Strategy  Strategy
 	HandOver  time.Duration // how long the old container may stay
+	Reboots   bool          // a new container starts after a reboot only
 	Print     Fingerprint
 	Warnings  []string // what was asked for and is not done
 }

@@ -70,7 +70,7 @@ func (p *appPlan) finish() []Step {
 	switch {
 	case p.wantLock != "":
 		p.add(Step{Kind: TakeLock, Why: p.wantLock})
-	case held && !p.handing && !slices.ContainsFunc(p.steps, func(s Step) bool { return s.Kind != Wait }):
+	case held && !p.handing && !slices.ContainsFunc(p.steps, func(s Step) bool { return !s.Idle() }):
 		p.add(Step{Kind: ReleaseLock})
 	}
 	return p.steps

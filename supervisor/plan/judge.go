@@ -30,7 +30,7 @@ const crashes = 3
 func Judge(want Want, cur Current, left []Step) (out []Ailment) {
 	changing := map[model.AppID]bool{}
 	for _, st := range left {
-		changing[st.App] = changing[st.App] || st.Kind != Wait
+		changing[st.App] = changing[st.App] || !st.Idle()
 		out = append(out, Ailment{st.App, st.Service, "is not done: " + st.String(), false})
 	}
 	newest := map[string]Container{}

@@ -109,6 +109,14 @@ type Facts struct {
 	Fetching   map[string]bool      // image references being downloaded
 	Locked     map[model.AppID]bool // update locks that we hold
 	HandedOver map[string]bool      // old containers, by ID, that may go now
+	// Rested are services, by ServiceKey, that the target before this one kept
+	// from running.
+	Rested map[string]bool
+	// New are services, by ServiceKey, whose container was made since the host
+	// booted, of those that a reboot must come before.
+	New map[string]bool
+	// Asked is that a person waits for this plan: nothing needs a reboot then.
+	Asked bool
 	// KeepVolumes keeps the volumes of applications that are gone.
 	KeepVolumes bool
 }
@@ -131,7 +139,8 @@ const (
 	Start            Kind = "start"  // create if there is no container yet
 	Rename           Kind = "rename" // same container, new release
 	StepAside        Kind = "step aside"
-	Wait             Kind = "wait" // only time or the outside world can help
+	Reboot           Kind = "reboot" // the host, once there is nothing else to do
+	Wait             Kind = "wait"   // only time or the outside world can help
 )
 
 // A Step is one action. Its fields beside Kind are those the kind needs.
@@ -162,10 +171,13 @@ func (s Step) String() string {
 	return b.String()
 }
 
+// Idle is that a step is for later, or for the outside world.
+func (s Step) Idle() bool { return s.Kind == Wait || s.Kind == Reboot }
+
 // Next returns the steps that may run now, in a stable order, to bring cur
 // closer to want. They may run at the same time. No steps means the device has
-// converged; steps that are all Wait mean it has not, but only time or the
-// outside world can help.
+// converged; steps that are all Wait or Reboot mean it has not, but only time, a
+// reboot or the outside world can help.
 func Next(want Want, cur Current, f Facts) []Step {
 	if steps := apiNetwork(want, cur, f); len(steps) > 0 {
 		return steps

@@ -73,7 +73,10 @@ func brief(steps []Step) []string {
 
 func TestNext(t *testing.T) {
 	old := func(c *Container) { c.Print, c.Name = "Cmd=0", "web_1_1_old" }
+	made := func(c *Container) { c.State, c.Started = "created", false }
+	reboots := func(s *model.Spec) { s.Reboots = true }
 	held := Facts{Locked: map[model.AppID]bool{1: true}, KeepVolumes: true}
+	rested := Facts{Locked: held.Locked, Rested: map[string]bool{"1/web": true}, KeepVolumes: true}
 	tests := []struct {
 		name string
 		want Want
@@ -124,6 +127,18 @@ func TestNext(t *testing.T) {
 		{"person-stopped-is-stopped-again-after-boot", Want{Apps: application(service("web")).Apps, Stopped: map[string]bool{"1/web": true}},
 			has(running("web")), held, []string{"stop web"}},
 		{"exited-is-left-alone", application(service("web")), has(running("web", func(c *Container) { c.State = "exited" })), Facts{}, []string{}},
+		{"exited-is-started-when-a-target-kept-it-from-running", application(service("web")), has(running("web", func(c *Container) { c.State = "exited" })), rested,
+			[]string{"start web"}},
+		{"person-stopped-stays-stopped-whatever-a-target-did", Want{Apps: application(service("web")).Apps, Stopped: map[string]bool{"1/web": true}},
+			has(running("web", func(c *Container) { c.State = "exited" })), Facts{Rested: rested.Rested}, []string{}},
+		{"what-rested-is-no-started-dependency", application(service("db", after("web", model.Started)), service("web")),
+			has(running("web", func(c *Container) { c.State = "exited" })), rested, []string{"wait db", "start web"}},
+		{"made-and-not-started-before-a-reboot", application(service("web", reboots)), has(), held, []string{"create web"}},
+		{"a-reboot-is-asked-for-without-the-lock", application(service("web", reboots), service("db", after("web", model.Started))),
+			has(running("web", made)), Facts{Locked: held.Locked, New: map[string]bool{"1/web": true}}, []string{"reboot web", "wait db", "release lock"}},
+		{"started-after-a-reboot", application(service("web", reboots)), has(running("web", made)), held, []string{"start web"}},
+		{"a-person-waits-for-no-reboot", application(service("web", reboots)), has(), Facts{Locked: held.Locked, Asked: true}, []string{"start web"}},
+		{"no-hand-over-before-a-reboot", application(service("web", reboots, strategy(model.HandOver))), has(running("web", old)), held, []string{"kill web"}},
 		{"created-is-started", application(service("web")), has(running("web", func(c *Container) { c.State = "created" })), held, []string{"start web"}},
 		{"dead-is-removed", application(service("web")), has(running("web", func(c *Container) { c.State = "dead" })), held, []string{"kill web"}},
 		{"foreign-container-is-replaced", application(service("web")), has(running("web", func(c *Container) { c.Print = "" })), held, []string{"kill web"}},
@@ -226,12 +241,15 @@ func (w *world) do(want Want, s Step) {
 	case Stop:
 		w.mustHoldLock(s)
 		w.cur.Containers[find()].State = "exited"
+		w.facts.Rested[ServiceKey(s.App, s.Service)] = true
 	case Create, Start:
 		w.mustHoldLock(s)
 		w.start(app, spec, s)
 	case Rename, StepAside:
 		w.mustHoldLock(s)
 		w.cur.Containers[find()].Name = s.Name
+	case Reboot:
+		clear(w.facts.New)
 	case Wait:
 	default:
 		w.t.Fatalf("unknown step %v", s)
@@ -259,7 +277,11 @@ func (w *world) start(app model.AppSpec, spec model.Spec, s Step) {
 		i = len(w.cur.Containers) - 1
 	}
 	if s.Kind == Create {
+		w.facts.New[ServiceKey(s.App, s.Service)] = spec.Reboots
 		return
+	}
+	if w.facts.New[ServiceKey(s.App, s.Service)] && spec.Reboots {
+		w.t.Errorf("%v before a reboot", s)
 	}
 	for _, d := range spec.DependsOn {
 		ok := slices.ContainsFunc(w.cur.Containers, func(c Container) bool {
@@ -270,6 +292,7 @@ func (w *world) start(app model.AppSpec, spec model.Spec, s Step) {
 		}
 	}
 	w.cur.Containers[i].State, w.cur.Containers[i].Started = "running", true
+	delete(w.facts.Rested, ServiceKey(s.App, s.Service))
 }
 
 func (w *world) mustHoldLock(s Step) {
@@ -323,6 +346,7 @@ func randomWant(r *rand.Rand) Want {
 				}
 			}
 			s.Running = s.Running || i == 0
+			s.Reboots = r.IntN(6) == 0
 			for _, n := range app.Networks {
 				if r.IntN(2) == 0 {
 					s.Networks = append(s.Networks, n.Name)
@@ -368,7 +392,7 @@ func (w *world) check(want Want) {
 				w.t.Fatalf("converged without %s", s.Name)
 			}
 			c := w.cur.Containers[i]
-			if c.Print != s.Print || c.ImageID != w.cur.Images[s.Image] || s.Running && c.State == "created" || !s.Running && c.Runs() {
+			if c.Print != s.Print || c.ImageID != w.cur.Images[s.Image] || s.Running != c.Runs() {
 				w.t.Errorf("converged with %+v for %+v", c, s)
 			}
 		}
@@ -386,7 +410,7 @@ func TestPlansConvergeAndKeepTheRules(t *testing.T) {
 		t.Run(fmt.Sprint("seed-", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			w := &world{t: t, now: epoch, cur: Current{Images: map[string]string{}},
-				facts: Facts{Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: r.IntN(2) == 0}}
+				facts: Facts{Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, Rested: map[string]bool{}, New: map[string]bool{}, KeepVolumes: r.IntN(2) == 0}}
 			for range 4 { // one target after the other, on what the last one left
 				want := randomWant(r)
 				w.converge(want)
@@ -400,7 +424,7 @@ func TestPlansSurviveBeingInterrupted(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		w := &world{t: t, now: epoch, cur: Current{Images: map[string]string{}},
-			facts: Facts{Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, KeepVolumes: true}}
+			facts: Facts{Locked: map[model.AppID]bool{}, HandedOver: map[string]bool{}, Rested: map[string]bool{}, New: map[string]bool{}, KeepVolumes: true}}
 		for range 5 {
 			want := randomWant(r)
 			for range r.IntN(6) { // some rounds, then another target, or a crash

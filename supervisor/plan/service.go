@@ -27,7 +27,7 @@ func (p *appPlan) bringUp(s model.Spec, ready bool) {
 		p.add(Step{Kind: Wait, Service: s.Service, Why: why})
 		return
 	}
-	if !p.running(s) {
+	if !p.running(s) || s.Reboots && !p.f.Asked {
 		p.addLocked(Step{Kind: Create, Service: s.Service, Name: s.Name})
 		return
 	}
@@ -54,13 +54,24 @@ func (p *appPlan) keep(c Container, s model.Spec, ready bool) {
 		}
 	case !p.running(s) && c.Runs():
 		p.addLocked(Step{Kind: Stop, Service: s.Service, Container: c.ID, Name: c.Name, Why: "it should not run"})
-	case p.running(s) && c.State == "created":
+	case p.starts(c, s):
 		p.start(c, s, ready)
 	}
-	// One that has exited is left alone: its restart policy decided so.
+}
+
+// starts is that the container is there and only has to be started. One that has
+// exited is left alone, for its restart policy decided so, unless the target
+// kept it from running until now.
+func (p *appPlan) starts(c Container, s model.Spec) bool {
+	ended := c.State == "exited" && p.f.Rested[ServiceKey(s.App, s.Service)]
+	return p.running(s) && (c.State == "created" || ended)
 }
 
 func (p *appPlan) start(c Container, s model.Spec, ready bool) {
+	if s.Reboots && p.f.New[ServiceKey(s.App, s.Service)] && !c.Started && !p.f.Asked {
+		p.add(Step{Kind: Reboot, Service: s.Service, Why: "it starts after a reboot"})
+		return
+	}
 	why := p.blocked(s, ready)
 	if why == "" {
 		why = p.waitsFor(s)
@@ -80,7 +91,7 @@ func (p *appPlan) replaceService(c Container, s model.Spec, ready bool) {
 		p.doom(c, why)
 	case !ready:
 		// The images step says what it waits for; the old one runs on.
-	case s.Strategy == model.HandOver && c.Runs() && p.running(s) && p.objectsReady(s):
+	case s.Strategy == model.HandOver && !s.Reboots && c.Runs() && p.running(s) && p.objectsReady(s):
 		p.stepAside(c, s, why)
 	default:
 		p.doom(c, why)
@@ -178,7 +189,7 @@ func (p *appPlan) dependency(d model.Dependency) string {
 	}
 	c, ok := p.newest[d.Service]
 	switch {
-	case !ok || !p.isCurrent(c, spec) || p.doomed[c.ID] != "" || !c.Started:
+	case !ok || !p.isCurrent(c, spec) || p.doomed[c.ID] != "" || !c.Started || p.starts(c, spec):
 		return fmt.Sprintf("waiting for %s to start", d.Service)
 	case d.Condition == model.Healthy && c.Health == "" && c.Runs():
 		return fmt.Sprintf("waiting for %s to be healthy, but it has no health check", d.Service)

@@ -5,8 +5,9 @@
 //	held.json     applications in the release that ran before one that this
 //	              device cannot run
 //	local.json    the one posted to this device while a fleet server manages it
-//	device.json   the device's identity, API keys, services a person stopped,
-//	              tags and a pin for the server, images that we brought
+//	device.json   the device's identity, API keys, services that a person stopped
+//	              or a target keeps from running, tags and a pin for the server,
+//	              images that we brought
 //
 // Everything else is computed from the engine. Each file is replaced
 // atomically (package durable) and only when its content changes: flash wears.
@@ -63,6 +64,7 @@ type device struct {
 	GlobalKey string            `json:"globalKey"`
 	Keys      map[string]string `json:"keys,omitempty"`    // app/service -> API key
 	Stopped   []string          `json:"stopped,omitempty"` // app/service
+	Rested    []string          `json:"rested,omitempty"`  // app/service
 	Tags      map[string]string `json:"tags,omitempty"`    // that the server has not got yet
 	Images    []string          `json:"images,omitempty"`  // references that we pulled
 	Names     map[string]string `json:"names,omitempty"`   // the engine's, of images that came as deltas, by reference
@@ -504,21 +506,14 @@ func (s *Store) Scope(key string) (global bool, app model.AppID, service string,
 func (s *Store) Stopped() map[string]bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := map[string]bool{}
-	for _, svc := range s.dev.Stopped {
-		out[svc] = true
-	}
-	return out
+	return setOf(s.dev.Stopped)
 }
 
 // SetStopped remembers whether services are to stay stopped.
 func (s *Store) SetStopped(stopped bool, services ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	set := map[string]bool{}
-	for _, svc := range s.dev.Stopped {
-		set[svc] = true
-	}
+	set := setOf(s.dev.Stopped)
 	for _, svc := range services {
 		if stopped {
 			set[svc] = true
@@ -528,4 +523,30 @@ func (s *Store) SetStopped(stopped bool, services ...string) error {
 	}
 	s.dev.Stopped = slices.Sorted(maps.Keys(set))
 	return s.saveDevice()
+}
+
+// Rested are the services that the target reached last keeps from running, as a
+// copy.
+func (s *Store) Rested() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return setOf(s.dev.Rested)
+}
+
+// SetRested remembers them as change leaves them.
+func (s *Store) SetRested(change func(rested map[string]bool)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set := setOf(s.dev.Rested)
+	change(set)
+	s.dev.Rested = slices.Sorted(maps.Keys(set))
+	return s.saveDevice()
+}
+
+func setOf(list []string) map[string]bool {
+	out := map[string]bool{}
+	for _, x := range list {
+		out[x] = true
+	}
+	return out
 }

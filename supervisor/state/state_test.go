@@ -34,6 +34,9 @@ func TestWhatIsStoredSurvives(t *testing.T) {
 	if err := s.SetStopped(false, "12/db"); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.SetRested(func(rested map[string]bool) { rested["12/job"] = true }); err != nil {
+		t.Fatal(err)
+	}
 	r := open(t, dir)
 	if r.UUID() != s.UUID() || len(s.UUID()) != 32 || r.Key("12/web") != s.Key("12/web") || r.GlobalKey() != s.GlobalKey() {
 		t.Errorf("identity or keys changed: %s %s, %s %s", s.UUID(), r.UUID(), s.Key("12/web"), r.Key("12/web"))
@@ -43,6 +46,9 @@ func TestWhatIsStoredSurvives(t *testing.T) {
 	}
 	if got := r.Stopped(); len(got) != 1 || !got["12/web"] {
 		t.Errorf("Stopped = %v, want 12/web alone", got)
+	}
+	if got := r.Rested(); len(got) != 1 || !got["12/job"] {
+		t.Errorf("Rested = %v, want 12/job alone", got)
 	}
 }
 
