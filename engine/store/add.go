@@ -9,8 +9,6 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -77,6 +75,9 @@ type adding struct {
 	// objects that the layer needs, all pinned; true for those that are new
 	// and still in dir.
 	objects map[string]bool
+	staged  []string // the new ones, in the order they came
+	begun   int      // of them, how many the kernel was told to write
+	waiting int64    // bytes in the others
 }
 
 func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
@@ -254,7 +255,7 @@ func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
 	case in.there:
 		err = errdef.NotFound.Errorf("content %s has gone from the store", c.digest.digest())
 	default:
-		err = a.become(in, path, c.digest)
+		err = a.become(in, path, *c, c.digest)
 	}
 	if err != nil {
 		return err
@@ -293,11 +294,17 @@ func (a *adding) commit() (Layer, error) {
 		return Layer{}, err
 	}
 	a.toc = nil
-	if err := unix.Syncfs(int(a.s.dir.Fd())); err != nil {
-		return Layer{}, os.NewSyscallError("syncfs", err)
-	}
-	if err := a.s.adopt(a.objectDir(), a.objects); err != nil {
+	if err := a.sync(); err != nil {
 		return Layer{}, err
+	}
+	dirs, err := a.s.adopt(a.objectDir(), a.objects)
+	if err != nil {
+		return Layer{}, err
+	}
+	if !a.s.ordered { // else these names last when the layer's does
+		if err := a.s.syncNames(dirs); err != nil {
+			return Layer{}, err
+		}
 	}
 	if err := os.RemoveAll(a.objectDir()); err != nil {
 		return Layer{}, err

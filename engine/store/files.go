@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -84,24 +83,20 @@ func (s *Store) unpin(names map[string]bool) {
 	}
 }
 
-// adopt moves new, synced objects out of a staging directory into files/. One
+// adopt moves new objects, whose bytes are on the disk, out of a staging
+// directory into files/, and says which directories have new names. An object
 // that somebody else has adopted meanwhile stays behind.
-func (s *Store) adopt(staged string, names map[string]bool) error {
-	touched := map[string]bool{}
+func (s *Store) adopt(staged string, names map[string]bool) (touched map[string]bool, err error) {
+	touched = map[string]bool{}
 	for name, isNew := range names {
 		if !isNew {
 			continue
 		}
 		err := unix.Renameat2(unix.AT_FDCWD, staged+"/"+name, unix.AT_FDCWD, s.objectFile(name), unix.RENAME_NOREPLACE)
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return &os.LinkError{Op: "rename", Old: staged + "/" + name, New: s.objectFile(name), Err: err}
+			return nil, &os.LinkError{Op: "rename", Old: staged + "/" + name, New: s.objectFile(name), Err: err}
 		}
 		touched[name[:1]] = true
 	}
-	for dir := range touched {
-		if err := durable.SyncDir(s.path("files", dir)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return touched, nil
 }

@@ -90,6 +90,7 @@ type Store struct {
 	maxLayer int64
 	log      *slog.Logger
 	dir      *os.File // root, to sync its file system by
+	ordered  bool     // that file system keeps the order of changes, see inOrder
 
 	mu     sync.Mutex // guards the rest; may be held over a transaction
 	leases map[*lease]struct{}
@@ -159,8 +160,11 @@ func (s *Store) prepare() error {
 		}
 	}
 	var err error
-	s.dir, err = os.Open(s.root)
-	return err
+	if s.dir, err = os.Open(s.root); err != nil {
+		return err
+	}
+	s.ordered = inOrder(s.dir)
+	return nil
 }
 
 // empty are directories that fill a stack up to the two that the kernel wants.
