@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
@@ -75,9 +76,12 @@ type adding struct {
 	// objects that the layer needs, all pinned; true for those that are new
 	// and still in dir.
 	objects map[string]bool
-	staged  []string // the new ones, in the order they came
-	begun   int      // of them, how many the kernel was told to write
-	waiting int64    // bytes in the others
+	batch   []string  // the newest, not begun to be written
+	waiting int64     // bytes in them
+	begun   time.Time // when the batch before was begun to be written
+	writing []string  // that batch
+	moved   []string  // those that have been new and are in files/
+	done    bool      // the layer has them
 }
 
 func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
@@ -86,7 +90,7 @@ func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
 		return nil, err
 	}
 	a := &adding{s: s, parent: parent, dir: dir,
-		diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
+		begun: time.Now(), diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
 	if err := a.open(); err != nil {
 		a.close()
 		return nil, err
@@ -125,6 +129,7 @@ func (a *adding) close() {
 	if a.tree != nil {
 		a.tree.close()
 	}
+	a.s.unclaim(a.moved, a.done)
 	a.s.unpin(a.objects)
 	os.RemoveAll(a.dir) // what stays here Open will remove
 }
@@ -294,22 +299,15 @@ func (a *adding) commit() (Layer, error) {
 		return Layer{}, err
 	}
 	a.toc = nil
-	if err := a.sync(); err != nil {
+	if err := a.place(); err != nil {
 		return Layer{}, err
-	}
-	dirs, err := a.s.adopt(a.objectDir(), a.objects)
-	if err != nil {
-		return Layer{}, err
-	}
-	if !a.s.ordered { // else these names last when the layer's does
-		if err := a.s.syncNames(dirs); err != nil {
-			return Layer{}, err
-		}
 	}
 	if err := os.RemoveAll(a.objectDir()); err != nil {
 		return Layer{}, err
 	}
-	return l, a.record(l)
+	err := a.record(l)
+	a.done = err == nil
+	return l, err
 }
 
 // record makes the layer visible. Of two who add the same layer at once, the

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,42 +43,82 @@ func hasJournal(dir *os.File) bool {
 	return err == nil && strings.TrimSpace(string(thread)) != "<none>"
 }
 
-// wrote notes a new object of n bytes and, now and then, has the kernel begin
-// to write what is new.
+// batchTime is the longest that new objects wait to be begun with, though few.
+// ext4 commits every 5 s, and should have no object in two commits.
+const batchTime = time.Second
+
+// wrote notes a new object of n bytes. Now and then the kernel is told to write
+// the new ones, and those that it was told of before move to their place.
 func (a *adding) wrote(object string, n int64) error {
-	a.staged = append(a.staged, object)
-	if a.waiting += n; a.waiting < writeback {
+	a.batch = append(a.batch, object)
+	if a.waiting += n; a.waiting < writeback && time.Since(a.begun) < batchTime {
 		return nil
-	}
-	return a.begin()
-}
-
-func (a *adding) begin() error {
-	for _, name := range a.staged[a.begun:] {
-		if err := syncRange(a.objectDir()+"/"+name, unix.SYNC_FILE_RANGE_WRITE); err != nil {
-			return err
-		}
-	}
-	a.begun, a.waiting = len(a.staged), 0
-	return nil
-}
-
-// sync returns when the layer's bytes are on the disk as far as it needs before
-// its files get their names.
-func (a *adding) sync() error {
-	if !a.s.ordered {
-		return os.NewSyscallError("syncfs", unix.Syncfs(int(a.s.dir.Fd())))
 	}
 	if err := a.begin(); err != nil {
 		return err
 	}
-	const done = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-	for _, name := range a.staged {
-		if err := syncRange(a.objectDir()+"/"+name, done); err != nil {
+	if a.s.ordered {
+		if err := a.adopt(a.writing); err != nil {
 			return err
 		}
 	}
-	return syncRange(a.dir+"/toc", done)
+	a.writing, a.batch = a.batch, nil
+	return nil
+}
+
+// begin has the kernel begin to write the batch.
+func (a *adding) begin() error {
+	for _, name := range a.batch {
+		if err := syncRange(a.objectDir()+"/"+name, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+			return err
+		}
+	}
+	a.begun, a.waiting = time.Now(), 0
+	return nil
+}
+
+const wholeRange = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+
+// adopt waits for the bytes of objects on a file system that keeps order, and
+// moves them to their place, where they are ours to remove until somebody else
+// finds them.
+func (a *adding) adopt(names []string) error {
+	for _, name := range names {
+		if err := syncRange(a.objectDir()+"/"+name, wholeRange); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		if err := a.s.move(a.objectDir(), name, true); err != nil {
+			return err
+		}
+		a.objects[name] = false
+		a.moved = append(a.moved, name)
+	}
+	return nil
+}
+
+// place moves the layer's new objects to their place, each when its bytes are
+// on the disk. Where the file system keeps order, their names last when the
+// layer's does.
+func (a *adding) place() error {
+	if !a.s.ordered {
+		if err := unix.Syncfs(int(a.s.dir.Fd())); err != nil {
+			return os.NewSyscallError("syncfs", err)
+		}
+		dirs, err := a.s.adopt(a.objectDir(), a.objects)
+		if err != nil {
+			return err
+		}
+		return a.s.syncNames(dirs)
+	}
+	if err := a.begin(); err != nil {
+		return err
+	}
+	if err := a.adopt(append(a.writing, a.batch...)); err != nil {
+		return err
+	}
+	return syncRange(a.dir+"/toc", wholeRange)
 }
 
 // syncRange has the kernel write a file's bytes, which makes no change last.

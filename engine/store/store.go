@@ -97,6 +97,7 @@ type Store struct {
 	added  map[oci.ChainID]uint64 // when, in the order of clock, a layer was added since Open
 	clock  uint64
 	pins   map[string]int      // objects that an unrecorded layer needs
+	claims map[string]struct{} // those of them in files/ that only the layer that brought them has found
 	kept   map[string]struct{} // objects pinned since the running GC began; nil when none runs
 }
 
@@ -105,7 +106,7 @@ type Store struct {
 func Open(root string, db *bbolt.DB, o Options) (*Store, error) {
 	s := &Store{
 		root: root, db: db, links: o.Links, maxLayer: o.MaxLayer, log: o.Logger,
-		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{},
+		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{}, claims: map[string]struct{}{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
