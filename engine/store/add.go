@@ -8,8 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
@@ -77,6 +76,12 @@ type adding struct {
 	// objects that the layer needs, all pinned; true for those that are new
 	// and still in dir.
 	objects map[string]bool
+	batch   []string  // the newest, not begun to be written
+	waiting int64     // bytes in them
+	begun   time.Time // when the batch before was begun to be written
+	writing []string  // that batch
+	moved   []string  // those that have been new and are in files/
+	done    bool      // the layer has them
 }
 
 func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
@@ -85,7 +90,7 @@ func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
 		return nil, err
 	}
 	a := &adding{s: s, parent: parent, dir: dir,
-		diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
+		begun: time.Now(), diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
 	if err := a.open(); err != nil {
 		a.close()
 		return nil, err
@@ -124,6 +129,7 @@ func (a *adding) close() {
 	if a.tree != nil {
 		a.tree.close()
 	}
+	a.s.unclaim(a.moved, a.done)
 	a.s.unpin(a.objects)
 	os.RemoveAll(a.dir) // what stays here Open will remove
 }
@@ -254,7 +260,7 @@ func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
 	case in.there:
 		err = errdef.NotFound.Errorf("content %s has gone from the store", c.digest.digest())
 	default:
-		err = a.become(in, path, c.digest)
+		err = a.become(in, path, *c, c.digest)
 	}
 	if err != nil {
 		return err
@@ -293,16 +299,15 @@ func (a *adding) commit() (Layer, error) {
 		return Layer{}, err
 	}
 	a.toc = nil
-	if err := unix.Syncfs(int(a.s.dir.Fd())); err != nil {
-		return Layer{}, os.NewSyscallError("syncfs", err)
-	}
-	if err := a.s.adopt(a.objectDir(), a.objects); err != nil {
+	if err := a.place(); err != nil {
 		return Layer{}, err
 	}
 	if err := os.RemoveAll(a.objectDir()); err != nil {
 		return Layer{}, err
 	}
-	return l, a.record(l)
+	err := a.record(l)
+	a.done = err == nil
+	return l, err
 }
 
 // record makes the layer visible. Of two who add the same layer at once, the

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -71,7 +70,11 @@ func (s *Store) pin(name string, d sum) (bool, error) {
 	if s.kept != nil {
 		s.kept[name] = struct{}{}
 	}
-	return holds(s.objectFile(name), d)
+	there, err := holds(s.objectFile(name), d)
+	if there {
+		delete(s.claims, name)
+	}
+	return there, err
 }
 
 func (s *Store) unpin(names map[string]bool) {
@@ -84,24 +87,49 @@ func (s *Store) unpin(names map[string]bool) {
 	}
 }
 
-// adopt moves new, synced objects out of a staging directory into files/. One
+// adopt moves new objects, whose bytes are on the disk, out of a staging
+// directory into files/, and says which directories have new names. An object
 // that somebody else has adopted meanwhile stays behind.
-func (s *Store) adopt(staged string, names map[string]bool) error {
-	touched := map[string]bool{}
+func (s *Store) adopt(staged string, names map[string]bool) (touched map[string]bool, err error) {
+	touched = map[string]bool{}
 	for name, isNew := range names {
 		if !isNew {
 			continue
 		}
-		err := unix.Renameat2(unix.AT_FDCWD, staged+"/"+name, unix.AT_FDCWD, s.objectFile(name), unix.RENAME_NOREPLACE)
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return &os.LinkError{Op: "rename", Old: staged + "/" + name, New: s.objectFile(name), Err: err}
+		if err := s.move(staged, name, false); err != nil {
+			return nil, err
 		}
 		touched[name[:1]] = true
 	}
-	for dir := range touched {
-		if err := durable.SyncDir(s.path("files", dir)); err != nil {
-			return err
-		}
+	return touched, nil
+}
+
+// move is adopt for one object. Claimed, it may be removed again with unclaim as
+// long as nobody else has found it.
+func (s *Store) move(staged, name string, claim bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := unix.Renameat2(unix.AT_FDCWD, staged+"/"+name, unix.AT_FDCWD, s.objectFile(name), unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		delete(s.claims, name)
+	case err != nil:
+		return &os.LinkError{Op: "rename", Old: staged + "/" + name, New: s.objectFile(name), Err: err}
+	case claim:
+		s.claims[name] = struct{}{}
 	}
 	return nil
+}
+
+// unclaim gives up claims to objects and, unless they are in a layer now,
+// removes those of them that are still claimed.
+func (s *Store) unclaim(names []string, keep bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range names {
+		if _, ok := s.claims[name]; ok && !keep {
+			os.Remove(s.objectFile(name)) // what stays GC will remove
+		}
+		delete(s.claims, name)
+	}
 }

@@ -246,8 +246,8 @@ func allZero(p []byte) bool {
 }
 
 // become gives the content its name, which belongs to digest d. It is not
-// durable before the next syncfs.
-func (a *adding) become(in ingested, path string, d sum) error {
+// durable before the layer is.
+func (a *adding) become(in ingested, path string, c content, d sum) error {
 	f := in.file
 	if f == nil {
 		var err error
@@ -265,8 +265,10 @@ func (a *adding) become(in ingested, path string, d sum) error {
 		f.Close()
 		return err
 	}
-	err := setDigest(f, d)
-	return errors.Join(err, f.Close())
+	if err := errors.Join(setDigest(f, d), f.Close()); err != nil {
+		return err
+	}
+	return a.wrote(c.object, c.size)
 }
 
 // discard drops content that is there already.

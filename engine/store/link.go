@@ -55,7 +55,7 @@ func (a *adding) linkFile(h *tar.Header, c *content, in ingested) error {
 			return err
 		}
 		if isNew {
-			if err := a.become(in, path, key); err != nil {
+			if err := a.become(in, path, *c, key); err != nil {
 				return err
 			}
 			if err := setAttributes(path, h); err != nil {

@@ -296,7 +296,11 @@ func (l *Loose) flushLocked() error {
 	if err != nil {
 		return err
 	}
-	if err := l.s.adopt(l.dir, fresh); err != nil {
+	dirs, err := l.s.adopt(l.dir, fresh)
+	if err != nil {
+		return err
+	}
+	if err := l.s.syncNames(dirs); err != nil {
 		return err
 	}
 	for name := range fresh {

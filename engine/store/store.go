@@ -90,12 +90,14 @@ type Store struct {
 	maxLayer int64
 	log      *slog.Logger
 	dir      *os.File // root, to sync its file system by
+	ordered  bool     // that file system keeps the order of changes, see inOrder
 
 	mu     sync.Mutex // guards the rest; may be held over a transaction
 	leases map[*lease]struct{}
 	added  map[oci.ChainID]uint64 // when, in the order of clock, a layer was added since Open
 	clock  uint64
 	pins   map[string]int      // objects that an unrecorded layer needs
+	claims map[string]struct{} // those of them in files/ that only the layer that brought them has found
 	kept   map[string]struct{} // objects pinned since the running GC began; nil when none runs
 }
 
@@ -104,7 +106,7 @@ type Store struct {
 func Open(root string, db *bbolt.DB, o Options) (*Store, error) {
 	s := &Store{
 		root: root, db: db, links: o.Links, maxLayer: o.MaxLayer, log: o.Logger,
-		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{},
+		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{}, claims: map[string]struct{}{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -159,8 +161,11 @@ func (s *Store) prepare() error {
 		}
 	}
 	var err error
-	s.dir, err = os.Open(s.root)
-	return err
+	if s.dir, err = os.Open(s.root); err != nil {
+		return err
+	}
+	s.ordered = inOrder(s.dir)
+	return nil
 }
 
 // empty are directories that fill a stack up to the two that the kernel wants.

@@ -21,7 +21,8 @@ import (
 //
 //	'S' length bytes          bytes of the tar as they are: headers, padding
 //	'F' size digest name      a file's content: digest of 32 bytes, then the
-//	                          object's name with its length before it
+//	                          object's name with its length before it, or
+//	                          just 0 if the name is the digest's
 //	'K' size digest name      content that is needed though the tar has it in
 //	                          another form, which precedes: a sparse file
 //	'E'                       the end
@@ -95,10 +96,14 @@ func (t *tocWriter) file(c content) error {
 	if c.sparse {
 		kind = 'K'
 	}
+	name := c.object
+	if name == c.digest.name() {
+		name = "" // letters of a digest do not compress
+	}
 	b := binary.AppendUvarint([]byte{kind}, uint64(c.size))
 	b = append(b, c.digest[:]...)
-	b = binary.AppendUvarint(b, uint64(len(c.object)))
-	_, err := t.z.Write(append(b, c.object...))
+	b = binary.AppendUvarint(b, uint64(len(name)))
+	_, err := t.z.Write(append(b, name...))
 	return err
 }
 
@@ -200,6 +205,10 @@ func decodeContent(r *bufio.Reader) (content, error) {
 	}
 	if c.size < 0 || n > 255 || n < nameLen && n != 0 {
 		return c, fmt.Errorf("file of %d bytes with a name of %d", c.size, n)
+	}
+	if n == 0 && c.size > 0 {
+		c.object = c.digest.name()
+		return c, nil
 	}
 	name := make([]byte, n)
 	_, err = io.ReadFull(r, name)

@@ -35,7 +35,9 @@ type tree struct {
 	root  *os.Root
 	below []string // diff directories of the layers below, top first
 
-	// Times of directories, set last because filling a directory changes it.
+	// Times of directories. Filling a directory changes its time, so it is set
+	// when it is left, while its inode is still to be written anyway, and in
+	// the end where that was not the last of it.
 	times map[string]time.Time
 
 	parent     *os.File // the directory that the last entry was in
@@ -182,6 +184,9 @@ func isWhiteout(st *unix.Stat_t) bool {
 
 // open gives the directory rel; the next call may close it.
 func (t *tree) open(rel string) (*os.File, error) {
+	if err := t.leave(rel); err != nil {
+		return nil, err
+	}
 	if t.parent != nil && t.parentPath == rel {
 		return t.parent, nil
 	}
@@ -291,7 +296,7 @@ func (t *tree) directory(rel string, h *tar.Header) error {
 		}
 	}
 	t.times[rel] = h.ModTime
-	return setDirAttributes(at.path, h)
+	return setAttributes(at.path, h)
 }
 
 // hardLink makes rel another name of target, which the same layer must have.
@@ -357,13 +362,38 @@ func setOpaque(p string) error {
 	return nil
 }
 
-// finish sets what had to wait.
+// leave sets the times of the directories between the last entry's and next.
+func (t *tree) leave(next string) error {
+	for dir := t.parentPath; dir != next && dir != "." && dir != "" && !strings.HasPrefix(next, dir+"/"); dir = path.Dir(dir) {
+		if err := t.setTime(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setTime sets a directory's time if it should have another.
+func (t *tree) setTime(rel string) error {
+	at, known := t.times[rel]
+	if !known {
+		return nil
+	}
+	fi, err := t.root.Stat(rel)
+	if err == nil && !fi.ModTime().Equal(at) {
+		err = t.root.Chtimes(rel, at, at)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("time of %q: %w", rel, err)
+	}
+	return nil
+}
+
+// finish sets the times that are not right yet.
 func (t *tree) finish() error {
 	t.forgetParent()
-	for rel, at := range t.times {
-		err := t.root.Chtimes(rel, at, at)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-			return fmt.Errorf("time of %q: %w", rel, err)
+	for rel := range t.times {
+		if err := t.setTime(rel); err != nil {
+			return err
 		}
 	}
 	return nil

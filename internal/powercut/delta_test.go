@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/engine/archive"
 	"github.com/minke-os/minke/engine/delta"
@@ -253,5 +254,5 @@ func TestADeltaThatIsNotSyncedIsCaught(t *testing.T) {
 	if long == 0 {
 		t.Skip("takes a minute: make test-powercut")
 	}
-	caught(t, script{Seed: 7, Steps: 4, Deltas: true})
+	caught(t, script{Seed: 7, Steps: 4, Deltas: true}, unix.SYS_SYNCFS)
 }

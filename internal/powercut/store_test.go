@@ -560,10 +560,11 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 
 // Flash wears with each write, and what is reported must not be in memory
 // alone. Content is written once. What ext4 writes beside it is inodes, an
-// object's and a layer's for each file, both in the journal and in place.
+// object's and a layer's for each file, both once in the journal and once in
+// place; in the journal again if it takes longer than the 5 s of a transaction.
 func TestContentIsWrittenOnceAndAtOnce(t *testing.T) {
 	need(t)
-	const files, perFile = 2000, 3 << 10
+	const files, perFile = 2000, 2 << 10
 	fs := ext4
 	fs.size = 256 << 20
 	rec := record(t, fs, script{Bulk: files, Seed: 5})
@@ -587,17 +588,22 @@ func TestContentIsWrittenOnceAndAtOnce(t *testing.T) {
 
 func TestAStoreThatDoesNotSyncIsCaught(t *testing.T) {
 	need(t)
-	caught(t, script{Seed: 7, Steps: 10})
+	caught(t, script{Seed: 7, Steps: 10}, unix.SYS_SYNC_FILE_RANGE)
 }
 
-// caught expects losses without each of the syncs.
-func caught(t *testing.T, sc script) {
+// caught expects losses without each of the syncs, one of which is that of
+// content.
+func caught(t *testing.T, sc script, content uintptr) {
 	for name, calls := range map[string][]uintptr{
-		"content":   {unix.SYS_SYNCFS},
+		"content":   {content},
 		"directory": {unix.SYS_FSYNC},
 		"records":   {unix.SYS_FDATASYNC},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "records" && os.Getenv(aloneVar) == "" {
+				alone(t)
+				return
+			}
 			sc := sc
 			sc.Without = calls
 			rec := record(t, ext4, sc)
@@ -610,5 +616,18 @@ func caught(t *testing.T, sc script) {
 			}
 			t.Logf("%d of %d power cuts lost something; one: %.300s", len(lost), n, lost[0])
 		})
+	}
+}
+
+// aloneVar is set where a test runs in a process of its own.
+const aloneVar = "MINKE_POWERCUT_ALONE"
+
+// alone runs the test again in a process of its own: pages of a database that
+// lead to themselves end the process that reads them, which is a loss as well.
+func alone(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$")
+	cmd.Env = append(os.Environ(), aloneVar+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil && !bytes.Contains(out, []byte("stack overflow")) {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
