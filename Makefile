@@ -56,8 +56,9 @@ test-vm: ## what depends on control groups, on a kernel that has version 2 alone
 bench: build ## beside docker and podman where they are installed
 	go run ./bench
 
-bench-delta: ## deltas beside zstd, xdelta3 and bsdiff
+bench-delta: ## deltas beside zstd, xdelta3 and bsdiff, then beside plain pulls
 	go run ./bench deltas
+	go run ./bench -rounds 3 pulls
 
 fuzz: ## each fuzzer for ten seconds
 	scripts/fuzz 10s

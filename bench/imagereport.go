@@ -64,6 +64,13 @@ func (r *imageResult) print(w io.Writer) error {
 	for _, p := range r.Pairs {
 		fmt.Fprintf(&b, "| %s | %s | %.1f |\n", p.Name, p.What, float64(p.Fresh)/1e6)
 	}
+	r.figures(&b)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// figures writes a table for each; the first engine is compared with the others.
+func (r *imageResult) figures(b *bytes.Buffer) {
 	for _, f := range []struct {
 		name string
 		of   func(imageSample) float64
@@ -81,11 +88,9 @@ func (r *imageResult) print(w io.Writer) error {
 				head = append(head, "of "+e+"'s")
 			}
 		}
-		table(&b, append(head, r.Engines...))
+		table(b, append(head, r.Engines...))
 		for _, name := range r.order {
-			r.row(&b, name, f.name, func(e string) (float64, bool) { return r.middle(name, e, f.of) })
+			r.row(b, name, f.name, func(e string) (float64, bool) { return r.middle(name, e, f.of) })
 		}
 	}
-	_, err := w.Write(b.Bytes())
-	return err
 }

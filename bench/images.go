@@ -52,7 +52,7 @@ func (r *runner) runImages(ctx context.Context, names []string, out string) (err
 			err = errors.Join(err, e.shut())
 		}
 	}()
-	if err := r.fillRegistry(ctx, made); err != nil {
+	if err := r.keepRegistry(ctx, made); err != nil {
 		return fmt.Errorf("fill the registry: %w", err)
 	}
 	for _, name := range names {
@@ -83,12 +83,41 @@ func (r *runner) runImages(ctx context.Context, names []string, out string) (err
 // registryDir is kept with the images: to compress them takes minutes.
 func (r *runner) registryDir() string { return filepath.Join(r.pairs, "registry") }
 
-// fillRegistry pushes all images with a minked that is not measured.
-func (r *runner) fillRegistry(ctx context.Context, made []pairs.Pair) (err error) {
+// keepRegistry fills it with all images, once.
+func (r *runner) keepRegistry(ctx context.Context, made []pairs.Pair) error {
 	full := filepath.Join(r.registryDir(), "full")
 	if _, err := os.Stat(full); err == nil {
 		return nil
 	}
+	err := r.fillRegistry(ctx, func(e *engine) error {
+		for _, p := range made {
+			if err := e.publish(ctx, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(full, nil, 0o644)
+}
+
+// publish loads both versions of an image and pushes them.
+func (e *engine) publish(ctx context.Context, p pairs.Pair) error {
+	for archive, tag := range map[string]string{p.Old: p.OldTag, p.New: p.NewTag} {
+		if _, err := e.command(ctx, "load", "-i", archive); err != nil {
+			return err
+		}
+		if _, err := e.command(ctx, "push", tag); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillRegistry lets a minked that is not measured fill the registry.
+func (r *runner) fillRegistry(ctx context.Context, fill func(*engine) error) (err error) {
 	dir := filepath.Join(r.dir, "filler")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -107,17 +136,7 @@ func (r *runner) fillRegistry(ctx context.Context, made []pairs.Pair) (err error
 	if err := filler.startRegistry(r); err != nil {
 		return err
 	}
-	for _, p := range made {
-		for archive, tag := range map[string]string{p.Old: p.OldTag, p.New: p.NewTag} {
-			if _, err := e.command(ctx, "load", "-i", archive); err != nil {
-				return err
-			}
-			if _, err := e.command(ctx, "push", tag); err != nil {
-				return err
-			}
-		}
-	}
-	return os.WriteFile(full, nil, 0o644)
+	return fill(e)
 }
 
 // startOnDisk brings an engine up on a new disk.

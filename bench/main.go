@@ -2,7 +2,8 @@
 // container costs in time, processor and memory, and, as "bench images", what
 // pulling, loading, updating and building images costs, on the disk, too.
 // "bench deltas" compares minke's deltas with those of general tools, "bench
-// network" how fast containers reach others and are reached.
+// pulls" updates by delta with plain pulls, "bench network" how fast containers
+// reach others and are reached.
 //
 // Every engine runs alone in a network namespace, a data root and a cpuacct
 // cgroup of its own, with the same busybox image, made by import. The engines
@@ -60,6 +61,8 @@ func main() {
 		exit(r.runNetwork(ctx, strings.Split(*only, ","), *out))
 	case "deltas":
 		exit(r.runDeltas(ctx, *out))
+	case "pulls":
+		exit(r.runPulls(ctx, *out))
 	}
 	exit(r.run(ctx, strings.Split(*only, ","), *out))
 }

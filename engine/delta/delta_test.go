@@ -452,14 +452,15 @@ func FuzzApply(f *testing.F) {
 func FuzzPatch(f *testing.F) {
 	f.Add([]byte("the old file has some bytes in it"), []byte("the new file has some other bytes in it"))
 	f.Fuzz(func(t *testing.T, old, new []byte) {
-		x := newIndex(old, 1<<20)
-		code := makePatch(new, old, x.match(new)).b
-		var out bytes.Buffer
-		if err := applyPatch(&out, bufio.NewReader(bytes.NewReader(code)), bytes.NewReader(old), int64(len(old)), int64(len(new)), &patchBuffers{}); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(out.Bytes(), new) {
-			t.Fatalf("%q became %q", new, out.Bytes())
+		m := maker{o: Options{Memory: 1 << 20, Workers: 1}}
+		for _, p := range m.patches(old, new, cost(new)) {
+			var out bytes.Buffer
+			if err := applyPatch(&out, bufio.NewReader(bytes.NewReader(p.b)), bytes.NewReader(old), int64(len(old)), int64(len(new)), &patchBuffers{}); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(out.Bytes(), new) {
+				t.Fatalf("%q became %q", new, out.Bytes())
+			}
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 type candidate struct {
 	Content
 	path string
+	dir  []string // plain, see plainDir
 }
 
 // candidates guess what a new file was made from: the file at the same path, one
@@ -24,7 +25,7 @@ type candidates struct {
 	all    []candidate
 	known  map[oci.Digest]bool
 	byPath map[string][]candidate
-	byName map[string][]candidate
+	byName map[string][]candidate // and, by plainPlace, those in a directory of the same name
 
 	once    sync.Once
 	err     error
@@ -43,10 +44,11 @@ func (g *candidates) add(p string, c Content) {
 	if c.Size < minBase {
 		return
 	}
-	k := candidate{c, p}
+	k := candidate{c, p, plainDir(p)}
 	g.byPath[p] = append(g.byPath[p], k)
-	name := plainName(p)
-	g.byName[name] = append(g.byName[name], k)
+	for _, name := range []string{plainName(p), plainPlace(p, k.dir)} {
+		g.byName[name] = append(g.byName[name], k)
+	}
 	if !g.known[c.Digest] {
 		g.known[c.Digest] = true
 		g.all = append(g.all, k)
@@ -64,9 +66,13 @@ func plainName(p string) string {
 	return versions.ReplaceAllString(hashes.ReplaceAllString(path.Base(p), "#"), "#")
 }
 
+// plainPlace is the same with the directory that the file is in.
+func plainPlace(p string, dir []string) string { return dir[len(dir)-1] + "/" + plainName(p) }
+
 // Of candidates of one kind no more than these are tried.
 const (
 	maxNamed   = 3
+	maxLikened = 256 // files of one name that are compared: of some, as index.js, there are thousands
 	maxSimilar = 2
 	minSimilar = 4 << 10 // bytes of a file that is compared by pieces
 )
@@ -115,11 +121,19 @@ func (g *candidates) of(p string, c Content, data []byte, read func(Content) ([]
 // named are files of the same plain name, those in the likest directory and of
 // the likest size first.
 func (g *candidates) named(p string, c Content) []candidate {
-	found := slices.Clone(g.byName[plainName(p)])
 	dir := plainDir(p)
+	found := likest(g.byName[plainPlace(p, dir)], dir, c)
+	if len(found) < maxNamed {
+		found = append(found, likest(g.byName[plainName(p)], dir, c)...)
+	}
+	return found
+}
+
+func likest(all []candidate, dir []string, c Content) []candidate {
+	found := slices.Clone(all[:min(len(all), maxLikened)])
 	slices.SortStableFunc(found, func(a, b candidate) int {
 		return cmp.Or(
-			-cmp.Compare(commonSuffix(plainDir(a.path), dir), commonSuffix(plainDir(b.path), dir)),
+			-cmp.Compare(commonSuffix(a.dir, dir), commonSuffix(b.dir, dir)),
 			cmp.Compare(max(a.Size, c.Size)-min(a.Size, c.Size), max(b.Size, c.Size)-min(b.Size, c.Size)),
 		)
 	})

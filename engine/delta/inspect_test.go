@@ -2,6 +2,7 @@ package delta
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -35,6 +36,38 @@ func TestAReportAccountsForEveryByte(t *testing.T) {
 	_, r, err = Inspect(t.Context(), bytes.NewReader(data), func(oci.DiffID) Records { return nil })
 	if err != nil || len(r.Files) != 2 || r.Files[0].Path != "" {
 		t.Errorf("without its base the delta is reported as %+v, %v; want files without paths", r, err)
+	}
+}
+
+// Changed lines are rather added than made of what differs in them, and where
+// addresses have changed in a program it is the other way round.
+func TestTheCheaperOfDifferencesAndAddedBytes(t *testing.T) {
+	var old, new strings.Builder
+	var code, moved []byte
+	for i := range 400 {
+		line := fmt.Sprintf("const v%d = f(%x);\n", i, noise(uint64(i), 6))
+		old.WriteString(line)
+		if i%20 == 10 {
+			line = fmt.Sprintf("const v%d = f(%x);\n", i, noise(uint64(i+1000), 6))
+		}
+		new.WriteString(line)
+		call := append([]byte(noise(uint64(i), 12)), 7, byte(i), byte(i/3), 0x40)
+		code = append(code, call...)
+		call[13] += 16
+		moved = append(moved, call...)
+	}
+	s := shelf{}
+	base := layerOf(t, tarOf(t, []member{{name: "text", data: old.String()}, {name: "code", data: string(code)}}), s)
+	target := layerOf(t, tarOf(t, []member{{name: "text", data: new.String()}, {name: "code", data: string(moved)}}), s)
+	_, r, err := Inspect(t.Context(), bytes.NewReader(makeDelta(t, target, []Layer{base}, s)), func(oci.DiffID) Records { return base.Records() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := r.Files[0].Cost; c.Changes > c.Added/10 {
+		t.Errorf("changed lines cost %+v, want added bytes", c)
+	}
+	if c := r.Files[1].Cost; c.Added > c.Changes/10 {
+		t.Errorf("changed addresses cost %+v, want differences", c)
 	}
 }
 

@@ -287,7 +287,8 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 	if err != nil {
 		return err
 	}
-	best := coded{cost: cost(data)}
+	all := cost(data)
+	best := coded{cost: all}
 	form := openable(data)
 	for base := range m.guess.of(m.paths[i], c, data, m.readBase) {
 		old, err := m.readBase(base.Content)
@@ -297,9 +298,9 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 		if old == nil {
 			continue // too large
 		}
-		best.better(patched, base.Content, m.patch(old, data))
+		best.better(patched, base.Content, m.patches(old, data, all))
 		if oldForm := openable(old); form != nil && oldForm != nil {
-			best.better(inside, base.Content, m.patch(oldForm, form))
+			best.better(inside, base.Content, m.patches(oldForm, form, all))
 		}
 		if best.cost < c.Size/16 {
 			break // another base would hardly do better
@@ -334,9 +335,11 @@ type coded struct {
 	cost  int64
 }
 
-func (c *coded) better(how byte, base Content, p patchCode) {
-	if n := cost(p.b); n < c.cost {
-		*c = coded{how, base, p, n}
+func (c *coded) better(how byte, base Content, patches []patchCode) {
+	for _, p := range patches {
+		if n := cost(p.b); n < c.cost {
+			*c = coded{how, base, p, n}
+		}
 	}
 }
 
@@ -373,9 +376,14 @@ func (p patchCode) write(w *zstd.Encoder) error {
 // patch and their like one needs about four times that.
 func (m *maker) largest() int64 { return m.o.Memory / int64(m.o.Workers) / 8 }
 
-func (m *maker) patch(old, data []byte) patchCode {
-	x := newIndex(old, m.largest()*4)
-	return makePatch(data, old, x.match(data))
+// patches are those to choose from. whole is what all of data costs.
+func (m *maker) patches(old, data []byte, whole int64) []patchCode {
+	copies := newIndex(old, m.largest()*4).match(data)
+	fewer := apart(copies, data, old, 8*float64(whole)/float64(max(len(data), 1)))
+	if slices.Equal(fewer, copies) {
+		return []patchCode{makePatch(data, old, copies)}
+	}
+	return []patchCode{makePatch(data, old, copies), makePatch(data, old, fewer)}
 }
 
 func (m *maker) copy(w io.Writer, c Content) error {

@@ -84,18 +84,26 @@ func makePatch(new, old []byte, copies []copied) (out patchCode) {
 // A windowCode is a window in the making.
 type windowCode struct {
 	ops, gaps, diffs, extra []byte
+	last                    op  // not yet among ops
 	n, same                 int // operations; copied bytes since the last difference
 }
 
 func (w *windowCode) add(b []byte) {
-	w.ops = appendOp(w.ops, 0, len(b), 0)
+	w.last.add += len(b)
 	w.extra = append(w.extra, b...)
-	w.n++
+}
+
+// end ends the last operation.
+func (w *windowCode) end() {
+	if w.last.copy+w.last.add > 0 {
+		w.ops = appendOp(w.ops, w.last.copy, w.last.add, int(w.last.move))
+		w.n++
+	}
 }
 
 func (w *windowCode) copy(old, new []byte, move int) {
-	w.ops = appendOp(w.ops, len(new), 0, move)
-	w.n++
+	w.end()
+	w.last = op{copy: len(new), move: int64(move)}
 	for i := range new {
 		if new[i] == old[i] {
 			w.same++
@@ -108,6 +116,7 @@ func (w *windowCode) copy(old, new []byte, move int) {
 }
 
 func (w *windowCode) append(out *patchCode) {
+	w.end()
 	out.b = binary.AppendUvarint(out.b, uint64(w.n))
 	out.part(w.ops)
 	out.b = binary.AppendUvarint(out.b, uint64(len(w.diffs)))
@@ -120,6 +129,51 @@ func appendOp(b []byte, copy, add, move int) []byte {
 	b = binary.AppendUvarint(b, uint64(copy))
 	b = binary.AppendUvarint(b, uint64(add))
 	return binary.AppendVarint(b, int64(move))
+}
+
+// What parts of a patch cost about, in bits.
+const (
+	differencePrice = 13 // gap and value; in a program, whose addresses differ alike, less
+	opPrice         = 24
+)
+
+// apart takes those stretches out of copies in which differences cost more than
+// the bytes of new would, at so many bits each. That is so in text: where a line
+// has changed, what differs is random, and equal bytes in it are few.
+func apart(copies []copied, new, old []byte, added float64) (out []copied) {
+	for _, c := range copies {
+		a, b := new[c.at:][:c.n], old[c.from:][:c.n]
+		from := 0 // what is not yet in out
+		for i := equal(a, b); i < c.n; i += equal(a[i:], b[i:]) {
+			end, n := stretch(a, b, i)
+			if float64(n)*differencePrice > float64(end-i)*added+opPrice {
+				if i > from {
+					out = append(out, copied{c.at + from, c.from + from, i - from})
+				}
+				from = end
+			}
+			i = end
+		}
+		if from < c.n {
+			out = append(out, copied{c.at + from, c.from + from, c.n - from})
+		}
+	}
+	return out
+}
+
+// stretch is where the differing bytes that begin at i end, and how many there
+// are. As many equal ones as make an alignment trusted are no part of it.
+func stretch(a, b []byte, i int) (end, n int) {
+	for i < len(a) {
+		end = i + 1
+		n++
+		run := equal(a[end:], b[end:])
+		if run >= trust {
+			break
+		}
+		i = end + run
+	}
+	return end, n
 }
 
 type op struct {

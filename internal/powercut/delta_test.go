@@ -213,14 +213,14 @@ func imageOf(version int) oci.ImageID {
 }
 
 // finishes brings the device up to date after a power cut, and says what is
-// wrong then.
-func (rec *recording) finishes(ctx context.Context, s *store.Store, db *bbolt.DB) error {
-	c, err := registry.New(s, db, registry.Options{})
+// wrong then. The registry is near: what is silent for seconds will not come.
+func (e examination) finishes(ctx context.Context, s *store.Store, db *bbolt.DB) error {
+	c, err := registry.New(s, db, registry.Options{Stall: 20 * time.Second, Tries: 2})
 	if err != nil {
 		return err
 	}
 	for v := range updates + 1 {
-		ref, err := oci.ParseReference(fmt.Sprintf("%s/app:%d", rec.script.Registry, v))
+		ref, err := oci.ParseReference(fmt.Sprintf("%s/app:%d", e.Script.Registry, v))
 		if err != nil {
 			return err
 		}

@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -296,7 +295,7 @@ func (rec *recording) inspect(ctx context.Context, dir string, c Cut) error {
 			return err
 		}
 	}
-	return rec.examine(ctx, fmt.Sprintf("/proc/self/fd/%d", fd), c.At)
+	return examination{rec.script, rec.expected(c.At), rec.fs.fsck != nil}.start(ctx, root)
 }
 
 // starts says why minked does not start on a file system, if it does not.
@@ -352,15 +351,55 @@ func becomeWithMount(text string) error {
 	return syscall.Exec(os.Args[1], os.Args[1:], os.Environ())
 }
 
-func (rec *recording) examine(ctx context.Context, root string, at int) (err error) {
-	defer func() { // bbolt panics over some damage
-		if p := recover(); p != nil {
-			err = fmt.Errorf("database: %v", p)
-		}
-	}()
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	want := rec.expected(at)
-	if _, err := os.Stat(root + "/minke.db"); err != nil && len(want) == 0 {
+// An examination says what is wrong with a store after a power cut.
+type examination struct {
+	Script script
+	Want   map[string]string // as recording.expected has it
+	Mends  bool              // the store may need a repair
+}
+
+// examinationVar makes the test binary do the one that it says, on the file
+// system of descriptor 3.
+const examinationVar = "MINKE_POWERCUT_EXAMINATION"
+
+// examinationTime is how long one may take, which is many times what any does on
+// a slow machine.
+const examinationTime = time.Minute
+
+// start does it in a process of its own: over some damage bbolt panics, faults,
+// or never comes to an end. One that takes too long says where it is.
+func (e examination) start(ctx context.Context, root *os.File) error {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, examinationTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = append(os.Environ(), examinationVar+"="+string(text))
+	cmd.ExtraFiles = []*os.File{root}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		return fmt.Errorf("the examination did not end within %s:\n%s", examinationTime, out)
+	}
+	if err != nil {
+		return fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)
+	}
+	return nil
+}
+
+func examine(text string) error {
+	var e examination
+	if err := json.Unmarshal([]byte(text), &e); err != nil {
+		return err
+	}
+	return e.examine(context.Background(), "/proc/self/fd/3")
+}
+
+func (e examination) examine(ctx context.Context, root string) error {
+	if _, err := os.Stat(root + "/minke.db"); err != nil && len(e.Want) == 0 {
 		return nil // it had not even begun
 	}
 	db, err := bbolt.Open(root+"/minke.db", 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType, Timeout: time.Second})
@@ -369,12 +408,12 @@ func (rec *recording) examine(ctx context.Context, root string, at int) (err err
 	}
 	defer db.Close()
 	var log bytes.Buffer
-	s, err := store.Open(root, db, store.Options{Links: rec.script.Links, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))})
+	s, err := store.Open(root, db, store.Options{Links: e.Script.Links, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if rec.fs.fsck != nil {
+	if e.Mends {
 		return mends(ctx, s)
 	}
 	if log.Len() > 0 {
@@ -387,7 +426,7 @@ func (rec *recording) examine(ctx context.Context, root string, at int) (err err
 	if len(r.Problems) > 0 {
 		return fmt.Errorf("%s; the first: %s", r.Summary(), r.Problems[0].What)
 	}
-	for name, id := range want {
+	for name, id := range e.Want {
 		got, _, err := s.Resolve(name)
 		switch {
 		case id == "gone" && err == nil:
@@ -401,10 +440,10 @@ func (rec *recording) examine(ctx context.Context, root string, at int) (err err
 			}
 		}
 	}
-	if _, err := s.GC(ctx); err != nil || !rec.script.Deltas {
+	if _, err := s.GC(ctx); err != nil || !e.Script.Deltas {
 		return err
 	}
-	return rec.finishes(ctx, s, db)
+	return e.finishes(ctx, s, db)
 }
 
 // mends repairs a store and says what is wrong with it after that.

@@ -39,12 +39,14 @@ func TestMain(m *testing.M) {
 		fmt.Println("failed:", becomeWithMount(text))
 		os.Exit(1)
 	}
-	if text := os.Getenv(victimVar); text != "" {
-		if err := victim(text); err != nil {
-			fmt.Println("failed:", err)
-			os.Exit(1)
+	for name, do := range map[string]func(text string) error{victimVar: victim, examinationVar: examine} {
+		if text := os.Getenv(name); text != "" {
+			if err := do(text); err != nil {
+				fmt.Println("failed:", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	if os.Getenv(aloneVar) != "" {
 		debug.SetMaxStack(64 << 20)
