@@ -107,6 +107,7 @@ func TestDeathInALoadOrAPullLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	archive = append(archive, make([]byte, 100<<10)...) // padding, as tar has it
 
 	load := func(f *fuse) error {
 		res, err := d.ImageLoad(t.Context(), io.TeeReader(bytes.NewReader(archive), f))
@@ -178,5 +179,8 @@ func TestDeathInALoadOrAPullLosesNothing(t *testing.T) {
 				}
 			})
 		}
+	}
+	if log := d.Log(); strings.Contains(log, "panic") {
+		t.Errorf("minked says %s", log)
 	}
 }

@@ -82,8 +82,7 @@ func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// Without it the first line of progress would end what the client sends.
-	http.NewResponseController(w).EnableFullDuplex()
+	defer bothWays(w, r)()
 	out := &messages{w: w}
 	quiet := boolParam(r, "quiet")
 	err = s.engine.ImageLoad(r.Context(), r.Body, platform, func(p archive.Progress) {

@@ -36,8 +36,7 @@ func (s *Server) build(w http.ResponseWriter, r *http.Request) error {
 	if o.Secrets, err = buildSecrets(r); err != nil {
 		return err
 	}
-	// The client sends the context and reads the output at once.
-	http.NewResponseController(w).EnableFullDuplex()
+	defer bothWays(w, r)()
 	out := &messages{w: w}
 	id, err := s.engine.ImageBuild(r.Context(), o, registryConfig(r), body, build.Output{
 		Stdout: streamWriter{m: out}, Stderr: streamWriter{out, "\x1b[91m", "\x1b[0m"},

@@ -42,6 +42,16 @@ func (f frames) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// bothWays has the client send on while it is answered; otherwise net/http ends
+// the body with the first line of the answer. What is left of the body when the
+// handler ends, such as a tar's padding, end takes: net/http panics over a body
+// whose end comes later.
+func bothWays(w http.ResponseWriter, r *http.Request) (end func()) {
+	http.NewResponseController(w).EnableFullDuplex()
+	const little = 256 << 10 // as net/http has it
+	return func() { io.CopyN(io.Discard, r.Body, little) }
+}
+
 // outputs are the writers for stdout and stderr: the same raw one for a
 // terminal, else framed.
 func outputs(w io.Writer, tty bool) (stdout, stderr io.Writer) {
