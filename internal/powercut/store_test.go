@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -403,6 +404,9 @@ func (e examination) examine(ctx context.Context, root string) error {
 		return nil // it had not even begun
 	}
 	db, err := bbolt.Open(root+"/minke.db", 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType, Timeout: time.Second})
+	if e.Mends && errors.Is(err, bolterrors.ErrInvalid) {
+		return nil // that is found, and minked makes it anew: engine/internal/boltfile
+	}
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
