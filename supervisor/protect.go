@@ -27,6 +27,18 @@ func (s *Supervisor) protect() {
 	s.wallProblem = problem
 }
 
+// unprotect removes what only guards the API, which nobody serves any more. A
+// firewall that is on stays.
+func (s *Supervisor) unprotect() {
+	if s.cfg.Firewall == nil {
+		return
+	}
+	if r := s.wallRules(); !r.On {
+		r.None = true
+		s.cfg.Firewall(r)
+	}
+}
+
 // watchWall has the firewall made again when somebody removes it.
 func (s *Supervisor) watchWall(ctx context.Context) {
 	if s.cfg.WatchFirewall == nil {

@@ -202,7 +202,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return server.Close()
 	})
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	s.unprotect()
+	if err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	return nil

@@ -134,3 +134,39 @@ func TestFirewallModes(t *testing.T) {
 	d.WaitSupervisor()
 	become("on after a restart", true)
 }
+
+func TestTheFirewallGoesWithTheSupervisor(t *testing.T) {
+	t.Parallel()
+	d := testdaemon.Start(t, "--supervisor=true")
+	d.WaitSupervisor()
+	tables := func() (n int) {
+		err := d.InNetNS(func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			all, err := c.ListTables()
+			for _, table := range all {
+				if table.Name == "minke_supervisor" {
+					n++
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	keepTrying(t, func() error {
+		if n := tables(); n != 1 {
+			return fmt.Errorf("%d tables of the supervisor, want one", n)
+		}
+		return nil
+	})
+	d.Stop()
+	if n := tables(); n != 0 {
+		t.Errorf("%d tables of the supervisor after its end, want none", n)
+	}
+	d.Up("--supervisor=false")
+}

@@ -17,8 +17,8 @@
 // it open what another table closes. Apply replaces the table in one
 // transaction, so there is no moment without it, and only if it is not as it
 // should be: each rule has a comment with a hash of them all. Watch tells when
-// something of it goes, as by "nft flush ruleset". The table stays when the
-// process ends.
+// something of it goes, as by "nft flush ruleset". Only Apply
+// removes it.
 package firewall
 
 import (
@@ -26,6 +26,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strconv"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -41,6 +42,7 @@ type Rules struct {
 	Ports      []uint16 // of the Supervisor API
 	Everywhere bool     // they are reached on every interface, else on those that containers and a VPN come by
 	On         bool     // the rest of the host is closed
+	None       bool     // there is no table
 }
 
 var (
@@ -54,13 +56,30 @@ var (
 
 const tableName = "minke_supervisor"
 
+// table is named by the port where that is not the usual one: two minkeds on
+// one host leave each other's alone.
+func (r Rules) table() *nftables.Table {
+	name := tableName
+	if len(r.Ports) > 0 && r.Ports[0] != usualPort {
+		name += "_" + strconv.Itoa(int(r.Ports[0]))
+	}
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
+}
+
+const usualPort = 48484
+
 // Apply makes the table of this network namespace say what r says.
 func Apply(r Rules) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	table := r.table()
+	if r.None {
+		c.AddTable(table) // so that deleting it cannot fail
+		c.DelTable(table)
+		return c.Flush()
+	}
 	chain := &nftables.Chain{
 		Name: "input", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	}

@@ -46,7 +46,7 @@ func removes(m netlink.Message) bool {
 	switch m.Header.Type & 0xff {
 	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE:
 		// The table's name is an attribute of all three.
-		return len(m.Data) > header && bytes.Contains(m.Data[header:], []byte(tableName+"\x00"))
+		return len(m.Data) > header && bytes.Contains(m.Data[header:], []byte(tableName))
 	}
 	return false
 }
