@@ -31,14 +31,18 @@ func TestApplyChangesOnlyWhatIsWrong(t *testing.T) {
 			return err
 		}
 		for _, tt := range []struct {
-			port uint16
-			kept bool
-		}{{48484, true}, {48485, false}} {
-			if err := Apply(Rules{Ports: []uint16{tt.port}}); err != nil {
+			rules Rules
+			kept  bool
+		}{
+			{Rules{Ports: []uint16{48484}}, true},
+			{Rules{Ports: []uint16{48485}}, true}, // another one's table
+			{Rules{Ports: []uint16{48484}, On: true}, false},
+		} {
+			if err := Apply(tt.rules); err != nil {
 				return err
 			}
 			if _, err := c.ListChain(table, mark.Name); (err == nil) != tt.kept {
-				t.Errorf("for port %d the table was kept: %v (%v), want %v", tt.port, err == nil, err, tt.kept)
+				t.Errorf("for %+v the table was kept: %v (%v), want %v", tt.rules, err == nil, err, tt.kept)
 			}
 		}
 		return nil
