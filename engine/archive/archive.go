@@ -6,11 +6,11 @@
 // first, then blobs/sha256/. Layers are uncompressed, so their digests are
 // their diff IDs, and load(save(x)) has the IDs of x.
 //
-// Load reads either form, also compressed. Nothing is spooled: each layer goes
-// into the store as it comes by. Where the tar tells too late what a layer
-// lies upon, as Docker's own archives do, the store stacks it anew at the end,
-// which costs directories and inodes but no content. A load that fails leaves
-// layers that no image has, and GC takes them.
+// Load reads either form, also compressed. Nothing is spooled: each layer is
+// unpacked into the store as it comes by, unless it is there, which its name or
+// else its bytes tell. Where the tar tells too late what a layer lies upon, as
+// Docker's own archives did before version 25, it is placed at the end. A load
+// that fails leaves at most layers that no image has, and GC takes them.
 //
 // Functions may be called at once. They neither choose which images to save
 // nor word progress for people.

@@ -43,7 +43,9 @@ func Load(ctx context.Context, s *store.Store, r io.Reader, o LoadOptions) (err 
 	}
 	defer release()
 	l := &loading{ctx: ctx, s: s, progress: o.Progress, platform: o.Platform,
-		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{}, deltas: map[oci.DiffID]loadedDelta{}}
+		docs: map[string][]byte{}, layers: map[string]oci.DiffID{}, links: map[string]string{},
+		unplaced: map[oci.DiffID]*store.Unpacked{}, deltas: map[oci.DiffID]loadedDelta{}}
+	defer l.closeUnplaced()
 	defer func() { err = errors.Join(err, l.closeDeltas(err == nil)) }()
 	if err := l.read(r); err != nil {
 		return fmt.Errorf("load: %w", err)
@@ -89,9 +91,11 @@ type loading struct {
 	platform oci.Platform // wanted; empty for the host's
 
 	docs   map[string][]byte     // JSON files
-	layers map[string]oci.DiffID // tars, by now in the store
+	layers map[string]oci.DiffID // tars that have been read
 	links  map[string]string     // old archives have links to layers they repeat
 	size   int                   // of docs
+
+	unplaced map[oci.DiffID]*store.Unpacked // layers that the archive has told nothing of yet
 
 	deltas  map[oci.DiffID]loadedDelta // by the layer that they make
 	applier delta.Applier
@@ -164,18 +168,45 @@ func (l *loading) file(name string, size int64, r io.Reader) error {
 	case delta.Is(head):
 		return l.delta(b)
 	case IsTar(head):
-		layer, err := l.s.AddLayer(l.ctx, l.parentOf(name), b)
-		l.layers[name] = layer.DiffID
-		return err
+		return l.layer(name, b)
 	case len(head) > 0 && strings.IndexByte("{[ \t\r\n", head[0]) >= 0:
 		return l.document(name, b)
 	}
 	return nil
 }
 
-// named is the diff ID in the name of an uncompressed blob.
+// layer unpacks a layer, and places it if the archive has told where.
+func (l *loading) layer(name string, r io.Reader) error {
+	u, err := l.s.Unpack(l.ctx, r)
+	if err != nil {
+		return err
+	}
+	l.layers[name] = u.DiffID
+	if parent, ok := l.parentOf(name); ok {
+		defer u.Close()
+		_, err := u.Place(l.ctx, parent)
+		return err
+	}
+	if twin := l.unplaced[u.DiffID]; twin != nil {
+		twin.Close()
+	}
+	l.unplaced[u.DiffID] = u
+	return nil
+}
+
+func (l *loading) closeUnplaced() {
+	for _, u := range l.unplaced {
+		u.Close()
+	}
+}
+
+// named is the diff ID in the name of an uncompressed layer: of a blob or, as
+// podman has it, of a file.
 func named(name string) (oci.DiffID, bool) {
 	hex, ok := strings.CutPrefix(name, "blobs/sha256/")
+	if !ok {
+		hex, ok = strings.CutSuffix(name, ".tar")
+	}
 	return oci.DiffID(oci.Prefix + hex), ok && oci.IsHex(hex)
 }
 
@@ -202,12 +233,12 @@ func (l *loading) document(name string, r io.Reader) error {
 	return nil
 }
 
-// parentOf is what a layer lies upon, if the archive has told already.
-// Otherwise the layer is stored as a bottom layer for now.
-func (l *loading) parentOf(name string) oci.ChainID {
+// parentOf is what a layer lies upon, if the archive has told already and that
+// is in the store.
+func (l *loading) parentOf(name string) (oci.ChainID, bool) {
 	images, err := l.plan()
 	if err != nil {
-		return ""
+		return "", false
 	}
 	for _, img := range images {
 		_, diffs, err := l.config(img)
@@ -215,16 +246,16 @@ func (l *loading) parentOf(name string) oci.ChainID {
 			continue
 		}
 		for i, layer := range img.layers {
-			parent := oci.ChainOf(diffs[:i])
 			if layer != name {
 				continue
 			}
-			if _, err := l.s.Layer(parent); err == nil {
-				return parent
+			parent := oci.ChainOf(diffs[:i])
+			if _, err := l.s.Layer(parent); err == nil || parent == "" {
+				return parent, true
 			}
 		}
 	}
-	return ""
+	return "", false
 }
 
 // plan reads which images there are.
@@ -400,13 +431,20 @@ func (l *loading) stack(img image, diffs []oci.DiffID) error {
 		if err := l.holds(name, diffs[i]); err != nil {
 			return err
 		}
-		layer, err := l.s.Restack(l.ctx, chain, diffs[i])
+		layer, err := l.place(chain, diffs[i])
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", name, err)
 		}
 		chain = layer.ChainID
 	}
 	return nil
+}
+
+func (l *loading) place(parent oci.ChainID, diff oci.DiffID) (store.Layer, error) {
+	if u := l.unplaced[diff]; u != nil {
+		return u.Place(l.ctx, parent)
+	}
+	return l.s.Restack(l.ctx, parent, diff)
 }
 
 // keepManifests keeps those of the image that have its layers as they are, not
@@ -443,6 +481,9 @@ func (l *loading) holds(name string, want oci.DiffID) error {
 	got, ok := l.layers[name]
 	if ok && got != want {
 		return errdef.Invalid.Errorf("layer %s has diff ID %s, the configuration says %s", name, got, want)
+	}
+	if ok {
+		return nil
 	}
 	if _, err := l.s.Find(want); err != nil {
 		return errdef.Invalid.Errorf("layer %s is missing in the archive", name)

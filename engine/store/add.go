@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
@@ -39,7 +43,7 @@ func (s *Store) addLayer(ctx context.Context, parent oci.ChainID, r io.Reader, p
 			return Layer{}, fmt.Errorf("add layer: parent: %w", err)
 		}
 	}
-	a, err := s.newAdding(parent)
+	a, err := s.newAdding()
 	if err != nil {
 		return Layer{}, fmt.Errorf("add layer: %w", err)
 	}
@@ -48,7 +52,7 @@ func (s *Store) addLayer(ctx context.Context, parent oci.ChainID, r io.Reader, p
 	if err := a.unpack(ctx, r); err != nil {
 		return Layer{}, fmt.Errorf("add layer: %w", err)
 	}
-	l, err := a.commit()
+	l, err := a.commit(parent)
 	if err != nil {
 		return Layer{}, fmt.Errorf("add layer: %w", err)
 	}
@@ -58,18 +62,18 @@ func (s *Store) addLayer(ctx context.Context, parent oci.ChainID, r io.Reader, p
 // An adding is a layer on its way through staging.
 type adding struct {
 	s      *Store
-	parent oci.ChainID
 	dir    string // staging/<random>, with diff, toc and objects
 	tree   *tree
-	toc    *tocWriter
+	toc    *tocWriter // nil when finished
 	in     *recorder
-	diff   *sideHash // of the tar; nil when finished
-	size   int64     // of all content
-	most   int64     // bytes allowed
-	limit  int64     // of them, still left
-	count  int       // of entries
-	fresh  int64     // bytes written since room was last asked for
-	big    []content // to be recorded in the bucket sizes
+	diff   *sideHash  // of the tar; nil when finished
+	diffID oci.DiffID // then
+	size   int64      // of all content
+	most   int64      // bytes allowed
+	limit  int64      // of them, still left
+	count  int        // of entries
+	fresh  int64      // bytes written since room was last asked for
+	big    []content  // to be recorded in the bucket sizes
 	prior  *foreknown
 	buf    []byte
 
@@ -84,12 +88,12 @@ type adding struct {
 	done    bool      // the layer has them
 }
 
-func (s *Store) newAdding(parent oci.ChainID) (*adding, error) {
+func (s *Store) newAdding() (*adding, error) {
 	dir, err := os.MkdirTemp(s.path("staging"), "layer-")
 	if err != nil {
 		return nil, err
 	}
-	a := &adding{s: s, parent: parent, dir: dir,
+	a := &adding{s: s, dir: dir,
 		begun: time.Now(), diff: startHash(), objects: map[string]bool{}, buf: make([]byte, chunk)}
 	if err := a.open(); err != nil {
 		a.close()
@@ -111,7 +115,7 @@ func (a *adding) open() error {
 	if a.toc, err = createToc(a.dir + "/toc"); err != nil {
 		return err
 	}
-	a.tree, err = newTree(a.diffDir(), a.s.below(a.parent))
+	a.tree, err = newTree(a.diffDir())
 	return err
 }
 
@@ -195,7 +199,13 @@ func (a *adding) unpack(ctx context.Context, r io.Reader) error {
 	if _, err := io.Copy(io.Discard, a.in); err != nil {
 		return err
 	}
-	return a.tree.finish()
+	if err := a.tree.finish(); err != nil {
+		return err
+	}
+	a.diffID, a.diff, a.buf = oci.DiffID(a.diff.finish()), nil, nil
+	err := a.toc.finish()
+	a.toc = nil
+	return err
 }
 
 func notATar(err error) error {
@@ -284,21 +294,19 @@ func (a *adding) find(name string, d sum) (path string, isNew bool, err error) {
 	return a.s.objectFile(name), false, nil
 }
 
-// commit moves the unpacked layer to its place and records it.
-func (a *adding) commit() (Layer, error) {
-	l := Layer{DiffID: oci.DiffID(a.diff.finish()), Parent: a.parent, Size: a.size, TarSize: a.in.total}
-	a.diff = nil
+// commit moves the unpacked layer to its place on top of parent and records it.
+func (a *adding) commit(parent oci.ChainID) (Layer, error) {
+	l := Layer{DiffID: a.diffID, Parent: parent, Size: a.size, TarSize: a.in.total}
 	if a.prior != nil && l.DiffID != a.prior.target {
 		return Layer{}, errdef.Invalid.Errorf("the delta makes a layer with the digest %s in place of %s", l.DiffID, a.prior.target)
 	}
 	l.ChainID = oci.Chain(l.Parent, l.DiffID)
 	if a.s.known(l.ChainID) {
-		return l, nil
+		return l, a.mend()
 	}
-	if err := a.toc.finish(); err != nil {
+	if err := a.tree.inherit(a.s.below(parent)); err != nil {
 		return Layer{}, err
 	}
-	a.toc = nil
 	if err := a.place(); err != nil {
 		return Layer{}, err
 	}
@@ -308,6 +316,18 @@ func (a *adding) commit() (Layer, error) {
 	err := a.record(l)
 	a.done = err == nil
 	return l, err
+}
+
+// mend gives the layer, which is there, objects that the disk has lost.
+func (a *adding) mend() error {
+	if len(a.moved) == 0 && !slices.Contains(slices.Collect(maps.Values(a.objects)), true) {
+		return nil
+	}
+	if err := a.place(); err != nil {
+		return err
+	}
+	a.done = true
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(a.s.dir.Fd())))
 }
 
 // record makes the layer visible. Of two who add the same layer at once, the

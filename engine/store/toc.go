@@ -236,25 +236,28 @@ func (s *Store) LayerTar(ctx context.Context, id oci.ChainID, w io.Writer) error
 		return err
 	}
 	h := sha256.New()
-	out := io.MultiWriter(w, h)
-	err = readToc(s.layerPath(id, "toc"),
-		func(p []byte) error {
-			_, err := out.Write(p)
-			return err
-		},
-		func(c content) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			return s.copyObject(out, c)
-		})
-	if err != nil {
+	if err := s.replay(ctx, id, io.MultiWriter(w, h)); err != nil {
 		return fmt.Errorf("tar of layer %s: %w", l.DiffID, err)
 	}
 	if got := oci.FromHash(h); got != oci.Digest(l.DiffID) {
 		return errdef.Internal.Errorf("tar of layer %s: the disk gives bytes with digest %s; remove the image and pull it again", l.DiffID, got)
 	}
 	return nil
+}
+
+// replay writes a layer's tar as the disk has it.
+func (s *Store) replay(ctx context.Context, id oci.ChainID, w io.Writer) error {
+	return readToc(s.layerPath(id, "toc"),
+		func(p []byte) error {
+			_, err := w.Write(p)
+			return err
+		},
+		func(c content) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return s.copyObject(w, c)
+		})
 }
 
 func (s *Store) copyObject(w io.Writer, c content) error {

@@ -32,25 +32,28 @@ const (
 // the layer; everything else happens to one name in such a directory and
 // follows nothing. Later entries win over earlier ones, as in tar.
 type tree struct {
-	root  *os.Root
-	below []string // diff directories of the layers below, top first
+	root *os.Root
 
 	// Times of directories. Filling a directory changes its time, so it is set
 	// when it is left, while its inode is still to be written anyway, and in
 	// the end where that was not the last of it.
 	times map[string]time.Time
 
+	// Directories that the tar implies but does not describe, and their
+	// inodes; they get the attributes that inherit finds.
+	implied map[string]uint64
+
 	parent     *os.File // the directory that the last entry was in
 	parentPath string
 }
 
-func newTree(dir string, below []string) (*tree, error) {
+func newTree(dir string) (*tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
-	t := &tree{root: root, below: below, times: map[string]time.Time{}}
-	if err := t.inherit("."); err != nil {
+	t := &tree{root: root, times: map[string]time.Time{}, implied: map[string]uint64{}}
+	if err := t.imply("."); err != nil {
 		root.Close()
 		return nil, err
 	}
@@ -233,7 +236,7 @@ func (t *tree) makeParents(rel string) error {
 	if at.opaque {
 		return setOpaque(at.path)
 	}
-	return t.inherit(rel)
+	return t.imply(rel)
 }
 
 // spotBelow is spot for a parent, where only a whiteout may be in the way.
@@ -244,24 +247,52 @@ func (t *tree) spotBelow(rel string) (spot, error) {
 	return t.spot(rel)
 }
 
-// inherit gives a directory that the tar does not describe the attributes it
-// has in the layers below; else the topmost layer, whose attributes count,
-// would change them: /tmp must not become 0755 because of /tmp/x.
-func (t *tree) inherit(rel string) error {
-	for _, dir := range t.below {
-		below, err := os.OpenRoot(dir)
-		if err != nil {
+// imply notes that nothing describes the directory yet.
+func (t *tree) imply(rel string) error {
+	fi, err := t.root.Stat(rel)
+	if err == nil {
+		t.implied[rel] = inode(fi)
+	}
+	return err
+}
+
+// inherit gives directories that the tar does not describe the attributes that
+// they have in the layers below, whose directories are listed top first; else
+// the topmost layer, whose attributes count, would change them: /tmp must not
+// become 0755 because of /tmp/x.
+func (t *tree) inherit(below []string) error {
+	for _, dir := range below {
+		if err := t.inheritFrom(dir); err != nil {
 			return err
 		}
-		fi, err := below.Lstat(rel)
-		below.Close()
+	}
+	return nil
+}
+
+// inheritFrom settles what a layer has under the name of an implied directory,
+// whatever it is there.
+func (t *tree) inheritFrom(dir string) error {
+	below, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	for rel, ino := range t.implied {
+		from, err := below.Lstat(rel)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil || !fi.IsDir() {
-			return nil
+		delete(t.implied, rel)
+		if err != nil || !from.IsDir() {
+			continue
 		}
-		return t.copyAttributes(rel, fi)
+		// A later entry may have replaced it, or the way to it.
+		if fi, err := t.root.Stat(rel); err != nil || inode(fi) != ino {
+			continue
+		}
+		if err := t.copyAttributes(rel, from); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -271,12 +302,15 @@ func (t *tree) copyAttributes(rel string, from fs.FileInfo) error {
 	if err := t.root.Chown(rel, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	t.times[rel] = from.ModTime()
-	return t.root.Chmod(rel, from.Mode())
+	if err := t.root.Chmod(rel, from.Mode()); err != nil {
+		return err
+	}
+	return t.root.Chtimes(rel, from.ModTime(), from.ModTime())
 }
 
 // directory makes or updates a directory.
 func (t *tree) directory(rel string, h *tar.Header) error {
+	delete(t.implied, rel)
 	if rel == "." {
 		t.times["."] = h.ModTime
 		return setDirAttributes(t.rootPath(), h)
