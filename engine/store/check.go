@@ -238,7 +238,7 @@ func (c *checker) images(context.Context) error {
 func (c *checker) orphans(ctx context.Context) error {
 	for i := range len(alphabet) {
 		letter := alphabet[i : i+1]
-		objects, err := os.ReadDir(c.s.path("files", letter))
+		objects, err := os.ReadDir(c.s.objectDir(letter))
 		if err != nil {
 			return err
 		}

@@ -11,12 +11,18 @@ import (
 	"github.com/minke-os/minke/oci"
 )
 
-// An object is content in files/. Its name is the first 132 bits of its
-// SHA-256 in 22 letters, because "/x/" and 21 letters is the longest redirect
+// An object is content in files/. Its name is the first 108 bits of its
+// SHA-256 in 18 letters, because "/.wh.x/" and 17 letters is the longest redirect
 // for which both of a metadata inode's attributes fit into an ext4 inode of
 // 256 bytes. A letter more, and every distinct file costs another block of
 // 4 KiB (measured). As the name alone is too short to trust, the object has
 // its full digest in an attribute, which must match before it is shared.
+//
+// A redirect must begin with a name that no layer can have. The kernel follows
+// it through the layers below first, and where one of them has a directory of
+// that name, it forgets that there are data-only layers: the file cannot be
+// read (EIO; seen with Linux 6.18, in ovl_check_redirect). What begins with
+// ".wh." is a whiteout in a tar and never comes into a layer.
 //
 // For hard-linked layers the inode carries the metadata too, so the digest is
 // taken over content digest and metadata, see linkKey.
@@ -24,7 +30,7 @@ import (
 // alphabet is that of URL-safe base 64; files/ has a directory for each letter.
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-const nameLen = 22
+const nameLen = 18
 
 // digestAttr holds the digest's 32 bytes.
 const digestAttr = "trusted.minke.sha256"
@@ -36,9 +42,12 @@ func (d sum) name() string { return base64.RawURLEncoding.EncodeToString(d[:])[:
 
 func (d sum) digest() oci.Digest { return oci.Digest(fmt.Sprintf("%s%x", oci.Prefix, d[:])) }
 
-func objectPath(name string) string { return name[:1] + "/" + name[1:] }
+func objectPath(name string) string { return whiteoutPrefix + name[:1] + "/" + name[1:] }
 
 func (s *Store) objectFile(name string) string { return s.path("files", objectPath(name)) }
+
+// objectDir is where objects are whose names begin with the letter.
+func (s *Store) objectDir(letter string) string { return s.path("files", whiteoutPrefix+letter) }
 
 // setDigest marks an object with its full digest.
 func setDigest(f *os.File, d sum) error {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,21 @@ func (s *Store) collect(ctx context.Context) (int64, error) {
 		return freed, err
 	}
 	n, err := s.sweep(ctx, live)
-	return freed + n, err
+	return freed + n, errors.Join(err, s.removeForeign())
+}
+
+// removeForeign removes what is in files/ and not ours: objects of version 1.
+func (s *Store) removeForeign() error {
+	dirs, err := os.ReadDir(s.path("files"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if !strings.HasPrefix(d.Name(), whiteoutPrefix) {
+			err = errors.Join(err, os.RemoveAll(s.path("files", d.Name())))
+		}
+	}
+	return err
 }
 
 // forgetLayers deletes the records of layers that nobody needs. From then on
@@ -197,7 +212,7 @@ func (s *Store) sweep(ctx context.Context, live map[string]struct{}) (int64, err
 			return freed, err
 		}
 		letter := alphabet[i : i+1]
-		objects, err := os.ReadDir(s.path("files", letter))
+		objects, err := os.ReadDir(s.objectDir(letter))
 		if err != nil {
 			return freed, err
 		}

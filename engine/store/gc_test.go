@@ -3,8 +3,10 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -51,6 +53,19 @@ func TestGCTakesWhatNobodyNeeds(t *testing.T) {
 			t.Errorf("GC took what another image needs")
 		}
 		checkStaging(t, s)
+	})
+}
+
+func TestGCTakesObjectsOfAnEarlierLayout(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		old := s.path("files", "A")
+		must(t, os.Mkdir(old, 0o700))
+		must(t, os.WriteFile(old+"/object", nil, 0o600))
+		_, err := s.GC(t.Context())
+		must(t, err)
+		if _, err := os.Lstat(old); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is there after GC: %v", old, err)
+		}
 	})
 }
 

@@ -235,7 +235,7 @@ func checkEmpty(t *testing.T, s *Store) {
 		t.Errorf("layers holds %v, %v", left, err)
 	}
 	for i := range len(alphabet) {
-		if left, err := os.ReadDir(s.path("files", alphabet[i:i+1])); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(s.objectDir(alphabet[i : i+1])); err != nil || len(left) > 0 {
 			t.Errorf("files holds %v, %v", left, err)
 		}
 	}
@@ -323,13 +323,35 @@ func objects(t *testing.T, s *Store) int {
 	t.Helper()
 	n := 0
 	for i := range len(alphabet) {
-		left, err := os.ReadDir(s.path("files", alphabet[i:i+1]))
+		left, err := os.ReadDir(s.objectDir(alphabet[i : i+1]))
 		if err != nil {
 			t.Fatal(err)
 		}
 		n += len(left)
 	}
 	return n
+}
+
+// What lies at the root of a layer must not come between the files of layers
+// above and their content, whatever its name: the kernel looks for redirects
+// there first.
+func TestNamesAtTheRootHideNoContent(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		var odd, files []entry
+		for i := range len(alphabet) {
+			odd = append(odd, dir(alphabet[i:i+1]), dir("files."+alphabet[i:i+1]))
+		}
+		for i := range 200 { // objects with every first letter, most likely
+			files = append(files, file(fmt.Sprint("file", i), fmt.Sprint("content ", i)))
+		}
+		below := add(t, s, "", tarOf(t, odd...))
+		root := look(t, s, add(t, s, below.ChainID, tarOf(t, files...)).ChainID)
+		for i := range 200 {
+			if got, err := root.ReadFile(fmt.Sprint("file", i)); err != nil || string(got) != fmt.Sprint("content ", i) {
+				t.Fatalf("file%d = %q, %v", i, got, err)
+			}
+		}
+	})
 }
 
 // With index=on a write to one name of a shared object shows in all; the

@@ -137,7 +137,7 @@ func syncRange(path string, flags int) error {
 // syncNames makes names that adopt has given survive a power cut.
 func (s *Store) syncNames(dirs map[string]bool) error {
 	for dir := range dirs {
-		if err := durable.SyncDir(s.path("files", dir)); err != nil {
+		if err := durable.SyncDir(s.objectDir(dir)); err != nil {
 			return err
 		}
 	}

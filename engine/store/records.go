@@ -33,8 +33,9 @@ var (
 	asideBucket     = []byte("aside")
 )
 
-// version is that of the records and of the directories' layout.
-const version = 1
+// version is that of the records and of the directories' layout. In version 1
+// objects were in files/<x>/.
+const version = 2
 
 type layerRecord struct {
 	V      int         `json:"v"`

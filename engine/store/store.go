@@ -9,7 +9,7 @@
 // byte. Kernels before Linux 6.5 get hard links into files/ instead of
 // metadata inodes. docs/store.md describes the format.
 //
-//	files/<x>/<name>            content, never modified
+//	files/.wh.<x>/<name>        content, never modified
 //	layers/<chain hex>/diff     directories, links, special files, metadata inodes
 //	layers/<chain hex>/toc      how to write the tar again, compressed
 //	staging/                    work in progress; empty after Open
@@ -147,7 +147,7 @@ func (s *Store) prepare() error {
 		}
 	}
 	for i := range len(alphabet) {
-		if err := os.MkdirAll(s.path("files", alphabet[i:i+1]), 0o700); err != nil {
+		if err := os.MkdirAll(s.objectDir(alphabet[i:i+1]), 0o700); err != nil {
 			return err
 		}
 	}
