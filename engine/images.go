@@ -425,9 +425,11 @@ func (e *Engine) ContainerCommit(ctx context.Context, name string, o CommitOptio
 	}
 	config.Config = imageConfig(cfg)
 	config.RootFS.Type = "layers"
-	config.RootFS.DiffIDs = append(slices.Clone(config.RootFS.DiffIDs), digestOf(layer.DiffID))
+	if !layer.Empty() {
+		config.RootFS.DiffIDs = append(slices.Clone(config.RootFS.DiffIDs), digestOf(layer.DiffID))
+	}
 	config.History = append(slices.Clone(config.History), ocispec.History{
-		Created: config.Created, CreatedBy: strings.Join(append([]string{r.Path}, r.Args...), " "), Author: o.Author, Comment: o.Comment,
+		Created: config.Created, CreatedBy: strings.Join(append([]string{r.Path}, r.Args...), " "), Author: o.Author, Comment: o.Comment, EmptyLayer: layer.Empty(),
 	})
 	raw, err := json.Marshal(config)
 	if err != nil {

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/moby/moby/api/types/events"
-	"golang.org/x/sys/unix"
-
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/signal"
+	"github.com/moby/moby/api/types/events"
 )
 
 // StopOptions are those of stop and restart.
@@ -183,22 +181,7 @@ func signalOf(name, second string, otherwise syscall.Signal) (syscall.Signal, er
 	if name == "" {
 		return otherwise, nil
 	}
-	if n, err := strconv.Atoi(name); err == nil {
-		if n < 1 || n > 64 {
-			return 0, errdef.Invalid.Errorf("invalid signal: %s", name)
-		}
-		return syscall.Signal(n), nil
-	}
-	upper := "SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")
-	if n := unix.SignalNum(upper); n != 0 {
-		return n, nil
-	}
-	if rt, ok := strings.CutPrefix(upper, "SIGRTMIN+"); ok {
-		if n, err := strconv.Atoi(rt); err == nil && n >= 0 && n <= 30 {
-			return syscall.Signal(34 + n), nil
-		}
-	}
-	return 0, errdef.Invalid.Errorf("invalid signal: %s", name)
+	return signal.Parse(name)
 }
 
 // ContainerRestart stops a container if it runs, and starts it.

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/engine/archive"
+	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -60,7 +63,11 @@ func (m *messages) fail(err error) error {
 	if err == nil || !sent {
 		return err
 	}
-	m.send(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+	detail := &jsonstream.Error{Message: err.Error()}
+	if exit, ok := errors.AsType[*build.ExitError](err); ok {
+		detail.Code = exit.Code // the CLI ends with it
+	}
+	m.send(message{Message: jsonstream.Message{Error: detail}, ErrorText: err.Error()})
 	return nil
 }
 
@@ -136,7 +143,7 @@ func (s *Server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 		defer remote.Close()
 		body = remote
 	}
-	o := engine.ImportOptions{Repo: q.Get("repo"), Tag: q.Get("tag"), Message: q.Get("message"), Changes: q["changes"]}
+	o := engine.ImportOptions{Repo: q.Get("repo"), Tag: q.Get("tag"), Message: cmp.Or(q.Get("message"), "Imported from "+src), Changes: q["changes"]}
 	if p := q.Get("platform"); p != "" {
 		var err error
 		if o.Platform, err = oci.ParsePlatform(p); err != nil {

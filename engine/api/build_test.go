@@ -57,3 +57,19 @@ func TestBadSecretsAreNotQuoted(t *testing.T) {
 		t.Errorf("buildSecrets = %v", err)
 	}
 }
+
+// The docker CLI ends with the code of the command that failed.
+func TestFailedBuildTellsTheExitCode(t *testing.T) {
+	w := httptest.NewRecorder()
+	m := &messages{w: w}
+	if err := m.stream("Step 1/1 : RUN false\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.fail(&build.ExitError{Command: "false", Code: 7}); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"errorDetail":{"code":7,"message":"The command 'false' returned a non-zero code: 7"},"error":"The command 'false' returned a non-zero code: 7"}`
+	if got := w.Body.String(); !strings.Contains(got, want) {
+		t.Errorf("the answer is %s, want it to end with %s", got, want)
+	}
+}

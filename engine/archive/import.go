@@ -43,7 +43,7 @@ func Import(ctx context.Context, s *store.Store, r io.Reader, o ImportOptions) (
 	if head, err := b.Peek(512); err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("import: %w", err)
 	} else if !IsTar(head) {
-		return "", errdef.Invalid.Errorf("import: this is not a tar, or compressed in a way that is not supported (gzip, zstd and bzip2 are)")
+		return "", errdef.Invalid.Errorf("import: this is not a tar, or compressed in a way that is not supported (gzip, zstd, bzip2 and xz are)")
 	}
 	l, err := s.AddLayer(ctx, "", b)
 	if err != nil {

@@ -283,7 +283,7 @@ func sourceOf(c instructions.Command) string {
 // finish names the image and says so.
 func (b *builder) finish(id oci.ImageID) error {
 	if unused := b.args.unused(); len(unused) > 0 {
-		fmt.Fprintf(b.out.Stderr, "[Warning] One or more build-args %v were not consumed\n", unused)
+		fmt.Fprintf(b.out.Stdout, "[Warning] One or more build-args %v were not consumed\n", unused)
 	}
 	fmt.Fprintf(b.out.Stdout, "Successfully built %s\n", id.Short())
 	for _, ref := range b.o.Tags {

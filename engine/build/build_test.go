@@ -310,7 +310,7 @@ CMD ["a", "b"]
 	lines[6] = "COPY"
 	want := []string{"base",
 		"/bin/sh -c #(nop)  MAINTAINER me", "/bin/sh -c #(nop)  ARG V=1", "/bin/sh -c #(nop)  ENV A=b C=d e", "/bin/sh -c #(nop)  LABEL x=y",
-		"/bin/sh -c #(nop)  WORKDIR /work/dir", "COPY", "|1 V=2 /bin/sh -c echo $V $C >out", "/bin/sh -c #(nop)  USER nobody",
+		"/bin/sh -c #(nop) WORKDIR /work/dir", "COPY", "|1 V=2 /bin/sh -c echo $V $C >out", "/bin/sh -c #(nop)  USER nobody",
 		"/bin/sh -c #(nop)  EXPOSE 53/udp 80", "/bin/sh -c #(nop)  VOLUME [/data]", "/bin/sh -c #(nop)  STOPSIGNAL SIGINT",
 		`/bin/sh -c #(nop)  HEALTHCHECK &{["CMD-SHELL" "true"] "30s" "0s" "0s" 0}`, "/bin/sh -c #(nop)  ONBUILD RUN echo later",
 		"/bin/ash -c #(nop)  SHELL [/bin/ash -c]", `/bin/ash -c #(nop)  ENTRYPOINT ["/bin/ash" "-c" "entry"]`,
@@ -461,6 +461,21 @@ func TestRunIsToldWhatTheRequestSays(t *testing.T) {
 	}
 }
 
+// A command that changes no file makes no layer, as with Docker, and is found in
+// the cache all the same.
+func TestCommandWithoutChangesMakesNoLayer(t *testing.T) {
+	b := newBench(t)
+	f := files{"Dockerfile": "FROM busybox\nRUN true\nRUN echo x > /x\n"}
+	img, _ := b.mustBuild(Options{}, f)
+	if n := len(img.Config.RootFS.DiffIDs); n != 2 || !img.Config.History[1].EmptyLayer {
+		t.Errorf("%d layers, history %+v; want the base's and that of the second command", n, img.Config.History)
+	}
+	again, out := b.mustBuild(Options{}, f)
+	if again.ID != img.ID || strings.Count(out, "Using cache") != 2 {
+		t.Errorf("built again it is %s, not %s:\n%s", again.ID, img.ID, out)
+	}
+}
+
 func TestTargetEndsTheBuild(t *testing.T) {
 	b := newBench(t)
 	f := files{"Dockerfile": "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN false\n"}
@@ -500,12 +515,17 @@ func TestErrorsSayWhatAndWhere(t *testing.T) {
 		{"no-such-dockerfile", "FROM busybox\n", Options{Dockerfile: "other"}, "Cannot locate specified Dockerfile: other"},
 		{"nothing-built", "FROM scratch\n", Options{}, "No image was generated. Is your Dockerfile empty?"},
 		{"file-as-directory", "FROM busybox\nCOPY f /etc/passwd/\n", Options{}, "cannot copy to non-directory: /etc/passwd/"},
+		{"directory-onto-file", "FROM busybox\nCOPY d /etc/passwd\n", Options{}, "COPY failed: cannot copy to non-directory: /etc/passwd"},
+		{"below-a-file", "FROM busybox\nCOPY f /etc/passwd/x\n", Options{}, "cannot copy to non-directory: /etc/passwd"},
+		{"workdir-below-a-file", "FROM busybox\nWORKDIR /etc/passwd/x\n", Options{}, "Cannot mkdir: /etc/passwd/x is not a directory"},
+		{"workdir-on-a-file", "FROM busybox\nWORKDIR /etc/passwd\n", Options{}, "Cannot mkdir: /etc/passwd is not a directory"},
+		{"unknown-signal", "FROM busybox\nSTOPSIGNAL NOPE\n", Options{}, "invalid signal: NOPE"},
 	}
 	b := newBench(t)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b.t = t
-			_, out, err := b.build(tt.o, files{"Dockerfile": tt.dockerfile, "f": "f", "secret2": "2", "secret": "s", ".dockerignore": "secret\n"})
+			_, out, err := b.build(tt.o, files{"Dockerfile": tt.dockerfile, "f": "f", "d/f": "f", "secret2": "2", "secret": "s", ".dockerignore": "secret\n"})
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("Build = %v\nwant    %s\n%s", err, tt.want, out)
 			}

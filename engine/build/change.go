@@ -15,6 +15,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/signal"
 )
 
 // Change applies the instructions of "docker commit --change" and "docker
@@ -109,6 +110,9 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 		config.User = c.User
 		return "USER " + c.User, nil
 	case *instructions.StopSignalCommand:
+		if _, err := signal.Parse(c.Signal); err != nil {
+			return "", err
+		}
 		config.StopSignal = c.Signal
 		return "STOPSIGNAL " + c.Signal, nil
 	case *instructions.ShellCommand:
@@ -132,7 +136,7 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 		config.Volumes = volumes
 		return fmt.Sprintf("VOLUME %v", c.Volumes), nil
 	case *instructions.ExposeCommand:
-		ports, err := exposed(c.Ports, words)
+		named, ports, err := exposed(c.Ports, words)
 		if err != nil {
 			return "", err
 		}
@@ -141,7 +145,7 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 			all[p] = struct{}{}
 		}
 		config.ExposedPorts = all
-		return "EXPOSE " + strings.Join(c.Ports, " "), nil
+		return "EXPOSE " + strings.Join(named, " "), nil
 	}
 	return "", errdef.Unsupported.Errorf("%s is not supported", strings.ToUpper(c.Name()))
 }
@@ -168,23 +172,24 @@ func joined(old, dir string) string {
 	return path.Join("/", old, dir)
 }
 
-// exposed reads ports: 80, 80/udp, 8000-8010/tcp.
-func exposed(specs []string, words func(string) ([]string, error)) ([]string, error) {
-	var ports []string
+// exposed reads ports: 80, 80/udp, 8000-8010/tcp. It gives them as they are
+// named, with what words makes of them, and one by one.
+func exposed(specs []string, words func(string) ([]string, error)) (named, ports []string, err error) {
 	for _, spec := range specs {
 		list, err := words(spec)
 		if err != nil {
-			return nil, errdef.Invalid.Wrap(err)
+			return nil, nil, errdef.Invalid.Wrap(err)
 		}
+		named = append(named, list...)
 		for _, s := range list {
 			more, err := portRange(s)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			ports = append(ports, more...)
 		}
 	}
-	return ports, nil
+	return named, ports, nil
 }
 
 func portRange(s string) ([]string, error) {

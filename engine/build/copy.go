@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"syscall"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -29,6 +30,7 @@ type copying struct {
 	dest   string // as written
 	target string // in the image, links resolved, without the leading slash
 	isDir  bool   // what is copied goes into target, not in its place
+	isFile bool   // target is there and no directory
 	view   *source
 	uid    int
 	gid    int
@@ -163,14 +165,22 @@ func (cp *copying) aim() error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		cp.isDir = slash
+	case errors.Is(err, syscall.ENOTDIR):
+		return notDirectory(path.Dir(cp.dest))
 	case err != nil:
 		return err
 	case fi.IsDir():
 		cp.isDir = true
 	case slash:
-		return errdef.Invalid.Errorf("cannot copy to non-directory: %s", cp.dest)
+		return notDirectory(cp.dest)
+	default:
+		cp.isFile = true
 	}
 	return nil
+}
+
+func notDirectory(name string) error {
+	return errdef.Invalid.Errorf("cannot copy to non-directory: %s", name)
 }
 
 // resolve follows the links in an absolute path within the source, as a
@@ -252,6 +262,9 @@ func (cp *copying) source(from *source, rel string, unpack bool) error {
 		}
 	}
 	here := len(cp.files)
+	if fi.IsDir() && cp.isFile {
+		return fmt.Errorf("%s failed: %w", cp.verb, notDirectory(cp.dest))
+	}
 	if fi.IsDir() {
 		err = cp.directory(from, rel)
 	} else {

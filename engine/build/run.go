@@ -57,6 +57,9 @@ func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
 	if res.ExitCode != 0 {
 		return &ExitError{Command: strings.Join(cmd, " "), Code: res.ExitCode}
 	}
+	if res.Layer.Empty() {
+		return st.commit(ctx, createdBy, nil)
+	}
 	return st.commit(ctx, createdBy, &res.Layer)
 }
 

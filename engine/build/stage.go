@@ -292,6 +292,11 @@ func (st *stage) do(ctx context.Context, c instructions.Command) error {
 	case *instructions.ArgCommand:
 		return st.commit(ctx, st.nop(st.argComment(c)), nil)
 	}
+	if _, ok := c.(*instructions.HealthCheckCommand); ok {
+		if old := st.config.Config.Healthcheck; old != nil && len(old.Test) > 0 && old.Test[0] != "NONE" {
+			st.printf("Note: overriding previous HEALTHCHECK: %v\n", old.Test)
+		}
+	}
 	comment, err := change(&st.config, c, st.words, st.cmdSet)
 	if err != nil {
 		return err

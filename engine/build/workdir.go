@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
+	"syscall"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
@@ -18,7 +20,7 @@ func (st *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand) er
 		return errdef.Invalid.Errorf("cannot normalize nothing")
 	}
 	st.config.Config.WorkingDir = joined(st.config.Config.WorkingDir, c.Path)
-	createdBy := st.nop("WORKDIR " + st.config.Config.WorkingDir)
+	createdBy := strings.Join(shellOf(st.config.Config), " ") + " #(nop) WORKDIR " + st.config.Config.WorkingDir
 	if st.hit(ctx, createdBy) {
 		return nil
 	}
@@ -41,8 +43,11 @@ func (st *stage) directoryLayer(ctx context.Context, dir string) (*store.Layer, 
 		return nil, err
 	}
 	cp := &copying{stage: st, view: view, created: map[string]bool{}}
-	if cp.exists(target) {
+	switch fi, err := view.root.Lstat(dot(target)); {
+	case err == nil && fi.IsDir():
 		return nil, nil
+	case err == nil, errors.Is(err, syscall.ENOTDIR):
+		return nil, errdef.Invalid.Errorf("Cannot mkdir: %s is not a directory", dir)
 	}
 	l, err := st.Store.AddPacked(ctx, st.chain, func(w io.Writer) error {
 		tw := tar.NewWriter(w)

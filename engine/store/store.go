@@ -58,6 +58,12 @@ type Layer struct {
 	TarSize int64       // bytes that LayerTar writes
 }
 
+// Empty reports whether there is nothing in the layer: its tar has the end
+// mark alone.
+func (l Layer) Empty() bool {
+	return l.DiffID == "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+}
+
 // An Image is a configuration whose layers are all present.
 type Image struct {
 	ID      oci.ImageID

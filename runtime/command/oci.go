@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/signal"
 	"github.com/minke-os/minke/runtime/internal/boot"
 	"github.com/minke-os/minke/runtime/internal/solo"
 )
@@ -168,22 +167,12 @@ func kill(g global, args []string) error {
 		if len(rest) > 0 {
 			name = rest[0]
 		}
-		sig, err := parseSignal(name)
+		sig, err := signal.Parse(name)
 		if err != nil {
 			return err
 		}
 		return c.Kill(sig, *all)
 	})
-}
-
-func parseSignal(name string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
-		return syscall.Signal(n), nil
-	}
-	if sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")); sig != 0 {
-		return sig, nil
-	}
-	return 0, errdef.Invalid.Errorf("unknown signal %q", name)
 }
 
 func remove(g global, args []string) error {
