@@ -162,12 +162,13 @@ func (l located) stat(asked string) container.PathStat {
 	return s
 }
 
+// shownName is what clients know a path by. They rename it in tars to what they
+// want to have, so it must be Docker's: "." for what is in a directory.
 func shownName(asked string) string {
-	name := path.Base(path.Clean("/" + asked))
-	if name == "" {
-		return "/"
+	if asked == "." || strings.HasSuffix(asked, "/.") {
+		return "."
 	}
-	return name
+	return path.Base(path.Clean("/" + asked))
 }
 
 // StatPath tells of a file in a container.
@@ -213,11 +214,7 @@ func (e *Engine) CopyFrom(name, p string) (stat container.PathStat, write func(i
 		e.publish(events.ActionArchivePath, &r, map[string]string{"path": p})
 	}
 	stat = l.stat(p)
-	as := shownName(p)
-	if as == "/" {
-		as = "."
-	}
-	return stat, func(w io.Writer) error { return tarfs.Write(w, l.dir, l.name, as, t.ids) }, func() { l.dir.Close(); t.close() }, nil
+	return stat, func(w io.Writer) error { return tarfs.Write(w, l.dir, l.name, shownName(p), t.ids) }, func() { l.dir.Close(); t.close() }, nil
 }
 
 // userIn looks a user up in the files of a container.

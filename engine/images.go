@@ -61,17 +61,24 @@ func familiar(refs []oci.Reference) []string {
 	return out
 }
 
+// An ImageDescription is what docker image inspect shows.
+type ImageDescription struct {
+	imagetypes.InspectResponse
+	Parent oci.ImageID `json:"-"` // if built or committed here
+}
+
 // ImageInspect finds an image by name, ID or unique ID prefix, and if a
 // platform is given only one for that.
-func (e *Engine) ImageInspect(name string, p oci.Platform) (imagetypes.InspectResponse, error) {
+func (e *Engine) ImageInspect(name string, p oci.Platform) (ImageDescription, error) {
 	img, err := e.image(name)
 	if err == nil {
 		err = matches(img, name, p)
 	}
 	if err != nil {
-		return imagetypes.InspectResponse{}, err
+		return ImageDescription{}, err
 	}
-	out := imagetypes.InspectResponse{
+	out := ImageDescription{Parent: img.Parent}
+	out.InspectResponse = imagetypes.InspectResponse{
 		ID: string(img.ID), RepoTags: familiar(img.Tags), RepoDigests: familiar(img.Digests), Author: img.Config.Author,
 		Config: &img.Config.Config, Architecture: img.Config.Architecture, Variant: img.Config.Variant, Os: img.Config.OS, OsVersion: img.Config.OSVersion,
 		Size: img.Size, GraphDriver: &storage.DriverData{Name: storageDriver, Data: map[string]string{}},
@@ -188,7 +195,7 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 		switch {
 		case bare && isParent[img.ID] && !o.All: // a step of a build
 		case asked && dangling != (bare && !isParent[img.ID]):
-		case !f.Labels("label", img.Config.Config.Labels), !matchReference(f["reference"], img):
+		case !f.Labels("label", img.Config.Config.Labels), !matchReference(f["reference"], &img):
 		case !before.IsZero() && !at.Before(before), !since.IsZero() && !at.After(since), !until.IsZero() && at.After(until):
 		default:
 			out = append(out, summarize(img, users[img.ID]))
@@ -241,21 +248,23 @@ func summarize(img store.Image, containers int64) imagetypes.Summary {
 	return s
 }
 
-// matchReference applies docker's --filter reference=pattern to short names.
-func matchReference(patterns []string, img store.Image) bool {
+// matchReference applies docker's --filter reference=pattern to names, leaves
+// the image those that fit, and reports whether there are any.
+func matchReference(patterns []string, img *store.Image) bool {
 	if len(patterns) == 0 {
 		return true
 	}
-	for _, ref := range slices.Concat(img.Tags, img.Digests) {
-		for _, p := range patterns {
-			for _, name := range []string{ref.Familiar(), ref.FamiliarRepository(), ref.String()} {
-				if ok, _ := filepath.Match(p, name); ok {
-					return true
-				}
-			}
-		}
+	other := func(ref oci.Reference) bool {
+		return !slices.ContainsFunc(patterns, func(p string) bool {
+			return slices.ContainsFunc([]string{ref.Familiar(), ref.FamiliarRepository(), ref.String()}, func(name string) bool {
+				ok, _ := filepath.Match(p, name)
+				return ok
+			})
+		})
 	}
-	return false
+	img.Tags = slices.DeleteFunc(img.Tags, other)
+	img.Digests = slices.DeleteFunc(img.Digests, other)
+	return len(img.Tags)+len(img.Digests) > 0
 }
 
 // ImageTag gives an image another name.

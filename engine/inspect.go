@@ -231,6 +231,11 @@ func (e *Engine) listFilter(o ListOptions) (func(*record, *container.Health) boo
 			return nil, errdef.Invalid.Errorf("invalid filter 'status=%s'", s)
 		}
 	}
+	for _, s := range f["exited"] {
+		if _, err := strconv.Atoi(s); err != nil {
+			return nil, errdef.Invalid.Errorf("invalid filter 'exited=%s'", s)
+		}
+	}
 	for _, s := range f["health"] {
 		if err := container.ValidateHealthStatus(container.HealthStatus(s)); err != nil {
 			return nil, errdef.Invalid.Errorf("invalid filter 'health=%s'", s)

@@ -38,6 +38,9 @@ func (e *Engine) resolveMounts(r *record) (points []container.MountPoint, made [
 	}
 	for _, from := range r.Host.VolumesFrom {
 		inherited, err := e.volumesFrom(from)
+		if errdef.Is(err, errdef.NotFound) { // which the docker CLI would take for the image
+			err = errdef.Invalid.Errorf("%w", err)
+		}
 		if err != nil {
 			return nil, made, err
 		}

@@ -75,6 +75,19 @@ func TestLowLimitOfProcessesCountsOnlyTheContainersOwn(t *testing.T) {
 	}
 }
 
+// The limit is in what the container sees of its cgroup, and nothing of others.
+func TestLimitOfProcessesShowsInTheContainer(t *testing.T) {
+	b := newBox(t)
+	if !hasV1("pids") {
+		t.Skip("this host has the pids controller in cgroup version 2")
+	}
+	c := b.container("cat", "/sys/fs/cgroup/pids/pids.max")
+	c.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr[int64](7)}}
+	if code, out := b.run(c); code != 0 || out != "7\n" {
+		t.Errorf("exit code %d, pids.max %q; want 7", code, out)
+	}
+}
+
 func hasV1(controller string) bool {
 	_, err := os.Stat(filepath.Join("/sys/fs/cgroup", controller, "tasks"))
 	return err == nil

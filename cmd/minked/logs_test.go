@@ -167,7 +167,7 @@ func TestAFloodOfLogsStaysWithinItsLimitAndHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	d := testdaemon.Start(t)
 	id := d.RunDetached(testdaemon.Spec{
-		Config: sh("yes 0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789 | head -c 100000000; echo done >&2; sleep 600"),
+		Config: sh("yes 0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789 | head -c 100000000; echo done; sleep 600"),
 		Host:   logging("json-file", "max-size=2m", "max-file=3"),
 	})
 	// A client that follows and never reads.

@@ -249,3 +249,34 @@ func write(t *testing.T, name, data string) {
 		t.Fatal(err)
 	}
 }
+
+// What docker cp makes of a path depends on the names in the archive that the
+// engine gives for it.
+func TestDockerCpPutsFilesWhereTheyBelong(t *testing.T) {
+	f := foreignClient(t, "get the docker CLI", "docker", "--version")
+	f.dir = t.TempDir()
+	f.run("docker", "run", "-d", "--name", "source", "busybox", "sh", "-c", "mkdir -p /d/sub && echo 1 >/d/f && echo 2 >/d/sub/g && ln -s d /link && exec sleep 1000")
+	tests := []struct{ from, to, want string }{
+		{"/d/.", "new1", "new1 new1/f new1/sub new1/sub/g"},
+		{"/d/.", "there", "there there/f there/sub there/sub/g"},
+		{"/d", "new2", "new2 new2/f new2/sub new2/sub/g"},
+		{"/d", "there", "there there/d there/d/f there/d/sub there/d/sub/g"},
+		{"/d/", "there", "there there/d there/d/f there/d/sub there/d/sub/g"},
+		{"/d/f", "new3", "new3"},
+		{"/d/f", "there", "there there/f"},
+		{"/link/.", "new4", "new4 new4/f new4/sub new4/sub/g"},
+		{"/link/", "there", "there there/link there/link/f there/link/sub there/link/sub/g"},
+		{"d/sub/..", "new5", "new5 new5/f new5/sub new5/sub/g"},
+	}
+	for _, tt := range tests {
+		f.run("sh", "-c", "rm -rf there && mkdir there")
+		f.run("docker", "cp", "-q", "source:"+tt.from, tt.to)
+		if got := f.run("sh", "-c", "find "+tt.to+" | LC_ALL=C sort | xargs echo -n"); got != tt.want {
+			t.Errorf("docker cp c:%s %s makes %q, want %q", tt.from, tt.to, got, tt.want)
+		}
+	}
+	f.run("docker", "cp", "-q", "source:/", "all")
+	if got := f.run("sh", "-c", "cat all/d/sub/g"); got != "2\n" {
+		t.Errorf("docker cp c:/ all: all/d/sub/g is %q", got)
+	}
+}

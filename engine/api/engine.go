@@ -73,7 +73,7 @@ type execs interface {
 }
 
 type images interface {
-	ImageInspect(name string, p oci.Platform) (image.InspectResponse, error)
+	ImageInspect(name string, p oci.Platform) (engine.ImageDescription, error)
 	ImageHistory(name string, p oci.Platform) ([]image.HistoryResponseItem, error)
 	ImageList(o engine.ImageListOptions) ([]image.Summary, error)
 	ImageTag(name, repo, tag string) error

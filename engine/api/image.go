@@ -44,8 +44,8 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if versionOf(r) < 44 {
-			return writeJSON(w, http.StatusOK, withVirtualSize(i))
+		if v := versionOf(r); v < 52 {
+			return writeJSON(w, http.StatusOK, oldImage(i, v))
 		}
 		return writeJSON(w, http.StatusOK, i)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 )
 
 // The versions of the API we speak. Clients of Docker 1.10 and newer fit.
@@ -201,13 +202,21 @@ func (c *createRequest) settleMAC() error {
 	return nil
 }
 
-// withVirtualSize adds what clients from before 1.44 look for in
-// GET /images/{name}/json.
-func withVirtualSize(i image.InspectResponse) any {
-	return struct {
+// oldImage adds what GET /images/{name}/json had until 1.52, empty or not, and
+// VirtualSize, which it had until 1.44.
+func oldImage(i engine.ImageDescription, v version) any {
+	old := struct {
 		image.InspectResponse
-		VirtualSize int64 // the same as Size since layers are shared
-	}{i, i.Size}
+		Parent        oci.ImageID
+		Comment       string
+		Author        string
+		DockerVersion string
+		VirtualSize   int64 `json:",omitempty"` // the same as Size since layers are shared
+	}{InspectResponse: i.InspectResponse, Parent: i.Parent, Comment: i.Comment, Author: i.Author}
+	if v < 44 {
+		old.VirtualSize = i.Size
+	}
+	return old
 }
 
 // withVirtualSizes does so for GET /images/json.

@@ -37,11 +37,11 @@ func Capabilities(h *container.HostConfig) ([]string, error) {
 	if h.Privileged {
 		return all, nil
 	}
-	add, err := normalize(h.CapAdd, all)
+	add, err := normalize("CapAdd", h.CapAdd, all)
 	if err != nil {
 		return nil, err
 	}
-	drop, err := normalize(h.CapDrop, all)
+	drop, err := normalize("CapDrop", h.CapDrop, all)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func Capabilities(h *container.HostConfig) ([]string, error) {
 	return out, nil
 }
 
-func normalize(caps, known []string) ([]string, error) {
+func normalize(field string, caps, known []string) ([]string, error) {
 	var out []string
 	for _, c := range caps {
 		c = strings.ToUpper(c)
@@ -66,7 +66,7 @@ func normalize(caps, known []string) ([]string, error) {
 			c = "CAP_" + c
 		}
 		if c != "ALL" && !slices.Contains(known, c) {
-			return nil, errdef.Invalid.Errorf("invalid capability: unknown capability: %q", c)
+			return nil, errdef.Invalid.Errorf("invalid %s: unknown capability: %q", field, c)
 		}
 		out = append(out, c)
 	}

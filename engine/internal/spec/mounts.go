@@ -43,6 +43,9 @@ func mounts(in Input) []specs.Mount {
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)}},
 	}
+	if in.Host.IpcMode.IsNone() {
+		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
+	}
 	if in.Host.IpcMode.IsHost() {
 		all = replaceMount(all, bind("/dev/shm", "/dev/shm"))
 		if len(in.IDs.UIDs) > 0 { // its queues are another user namespace's, which alone may mount them

@@ -14,7 +14,7 @@ import (
 func LookUp(name string, groupAdd []string, passwd, group io.ReadSeeker) (User, error) {
 	u, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, reader(passwd), reader(group))
 	if err != nil {
-		return User{}, errdef.Invalid.Errorf("unable to find user %s: %w", name, err)
+		return User{}, errdef.Invalid.Wrap(err) // it says which
 	}
 	out := User{UID: uint32(u.Uid), GID: uint32(u.Gid), Home: u.Home}
 	// The runtime sets the primary group last, so it belongs to the set.
@@ -34,7 +34,7 @@ func LookUp(name string, groupAdd []string, passwd, group io.ReadSeeker) (User, 
 	}
 	extra, err := user.GetAdditionalGroups(groupAdd, reader(group))
 	if err != nil {
-		return User{}, errdef.Invalid.Errorf("unable to find group: %w", err)
+		return User{}, errdef.Invalid.Wrap(err)
 	}
 	for _, g := range extra {
 		out.Groups = append(out.Groups, uint32(g))

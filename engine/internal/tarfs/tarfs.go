@@ -26,7 +26,10 @@ import (
 const paxXattr = "SCHILY.xattr."
 
 // Write writes what is at name below root, with all that is in it, under the
-// name as. Sockets are left out. Owners in the tar are those of ids' containers.
+// name as, which begins every name as it is: "." gives "./" and "./file", "/"
+// gives "/" and "/file". Sockets are left out, and what is in file systems that
+// the kernel makes up, such as /proc, unless it is asked for by name. Owners in
+// the tar are those of ids' containers.
 func Write(w io.Writer, root *os.Root, name, as string, ids userns.Mapping) error {
 	p := packer{tw: tar.NewWriter(w), root: root, ids: ids, links: map[uint64]string{}}
 	if err := p.add(path.Clean(name), as); err != nil {
@@ -40,7 +43,27 @@ type packer struct {
 	root  *os.Root
 	ids   userns.Mapping
 	links map[uint64]string // inode of a file with several names -> the first
+	dirs  int               // that were entered
 }
+
+// isMadeUp tells of a directory in which nothing is a file: what is in /proc,
+// /sys and /dev shows how the container runs, and cannot be read to an end.
+func isMadeUp(d *os.File) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(d.Fd()), &fs) != nil {
+		return false
+	}
+	switch fs.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC, mqueueMagic:
+		return true
+	case unix.TMPFS_MAGIC: // /dev: it has the terminals
+		_, err := os.Lstat(fmt.Sprintf("/proc/self/fd/%d/ptmx", d.Fd()))
+		return err == nil
+	}
+	return false
+}
+
+const mqueueMagic = 0x19800202 // MQUEUE_MAGIC of the kernel's ipc/mqueue.c
 
 func (p *packer) add(name, as string) error {
 	fi, err := p.root.Lstat(name)
@@ -60,13 +83,16 @@ func (p *packer) add(name, as string) error {
 	if err != nil {
 		return err
 	}
+	if p.dirs++; p.dirs > 1 && isMadeUp(d) {
+		return d.Close()
+	}
 	names, err := d.Readdirnames(-1)
 	d.Close()
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if err := p.add(path.Join(name, n), path.Join(as, n)); err != nil {
+		if err := p.add(path.Join(name, n), strings.TrimSuffix(as, "/")+"/"+n); err != nil {
 			return err
 		}
 	}
@@ -89,7 +115,7 @@ func (p *packer) entry(name, as string, fi fs.FileInfo) error {
 	uid, gid := p.ids.Container(uint32(h.Uid), uint32(h.Gid))
 	h.Uid, h.Gid = int(uid), int(gid)
 	if fi.IsDir() {
-		h.Name += "/"
+		h.Name = strings.TrimSuffix(as, "/") + "/"
 	}
 	if !fi.Mode().IsRegular() {
 		return p.tw.WriteHeader(h)

@@ -55,7 +55,8 @@ type Config struct {
 
 	Join              []specs.LinuxNamespace `json:"join,omitempty"` // by path, but for pid
 	NewMount          bool                   `json:"newMount,omitempty"`
-	NewCgroup         bool                   `json:"newCgroup,omitempty"` // after it was put into its cgroup
+	NewCgroup         bool                   `json:"newCgroup,omitempty"`  // after it was put into its cgroup
+	LimitsPIDs        bool                   `json:"limitsPIDs,omitempty"` // so a version 1 pids cgroup is entered last, see cgroup.Group.Enter
 	Devices           []specs.LinuxDevice    `json:"devices,omitempty"`
 	Sysctl            map[string]string      `json:"sysctl,omitempty"`
 	MaskedPaths       []string               `json:"masked,omitempty"`
@@ -77,6 +78,7 @@ type Config struct {
 	BeforePivot bool  `json:"beforePivot,omitempty"`
 
 	filter []byte       // seccomp
+	place  string       // in cgroup hierarchies, if LimitsPIDs
 	enter  int          // flags of the container's namespaces
 	built  func() error // what happens between building the root and entering it
 }
@@ -318,6 +320,13 @@ func enterNamespaces(cfg *Config) error {
 		if err := joinPath(ns); err != nil {
 			return err
 		}
+	}
+	if cfg.LimitsPIDs {
+		all, err := cgroupLines()
+		if err != nil {
+			return err
+		}
+		cfg.place = placeOf(all)
 	}
 	if cfg.NewCgroup {
 		// At clone it would have had the monitor's cgroup as its root.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,15 +14,15 @@ import (
 // mountCgroups fulfils a mount of type "cgroup": the one hierarchy where the
 // host has only version 2, else a tmpfs with a mount for each controller of
 // version 1, as programs expect below /sys/fs/cgroup.
-func mountCgroups(root *os.File, p mountPlan, namespaced bool) error {
-	lines, err := os.ReadFile("/proc/thread-self/cgroup")
+func mountCgroups(root *os.File, p mountPlan, cfg *Config) error {
+	all, err := cgroupLines()
 	if err != nil {
 		return err
 	}
 	var v1 []cgroupLine
 	var v2 cgroupLine
-	for l := range strings.Lines(string(lines)) {
-		if c := parseCgroupLine(strings.TrimSpace(l)); c.controllers != "" {
+	for _, c := range all {
+		if c.controllers != "" {
 			v1 = append(v1, c)
 		} else {
 			v2 = c
@@ -30,7 +31,7 @@ func mountCgroups(root *os.File, p mountPlan, namespaced bool) error {
 	if len(v1) == 0 {
 		p.kind, p.source, p.data = "cgroup2", "cgroup", nil
 		err := p.mount(root)
-		if errors.Is(err, unix.EPERM) && !namespaced { // the cgroup namespace is not our user namespace's
+		if errors.Is(err, unix.EPERM) && !cfg.NewCgroup { // the cgroup namespace is not our user namespace's
 			p.kind, p.source = "bind", path.Join("/sys/fs/cgroup", v2.path)
 			err = p.mount(root)
 		}
@@ -42,6 +43,10 @@ func mountCgroups(root *os.File, p mountPlan, namespaced bool) error {
 	}
 	defer unix.Close(dir)
 	for _, c := range v1 {
+		namespaced := cfg.NewCgroup
+		if cfg.LimitsPIDs && c.has("pids") {
+			c.path, namespaced = cfg.place, false
+		}
 		if err := mountController(dir, p, c, namespaced); err != nil {
 			return err
 		}
@@ -68,12 +73,36 @@ func openTmpfs(root *os.File, p mountPlan) (int, error) {
 // A cgroupLine is a hierarchy and the process's place in it.
 type cgroupLine struct{ controllers, path string }
 
+// cgroupLines are this process's places.
+func cgroupLines() (all []cgroupLine, err error) {
+	text, err := os.ReadFile("/proc/thread-self/cgroup")
+	for l := range strings.Lines(string(text)) {
+		all = append(all, parseCgroupLine(strings.TrimSpace(l)))
+	}
+	return all, err
+}
+
 func parseCgroupLine(l string) cgroupLine {
 	f := strings.SplitN(l, ":", 3)
 	if len(f) != 3 {
 		return cgroupLine{}
 	}
 	return cgroupLine{f[1], f[2]}
+}
+
+func (c cgroupLine) has(controller string) bool {
+	return slices.Contains(strings.Split(c.controllers, ","), controller)
+}
+
+// placeOf is the container's place, which is the same in every hierarchy; in
+// that of a limit on processes we are not there yet.
+func placeOf(all []cgroupLine) string {
+	for _, c := range all {
+		if !c.has("pids") {
+			return c.path
+		}
+	}
+	return "/"
 }
 
 func mountController(at int, p mountPlan, c cgroupLine, namespaced bool) error {

@@ -252,7 +252,7 @@ func mountAll(root *os.File, cfg *Config) error {
 		case isGiven:
 			err = p.place(root, firstFD+given)
 		case p.kind == "cgroup":
-			err = mountCgroups(root, p, cfg.NewCgroup)
+			err = mountCgroups(root, p, cfg)
 		default:
 			err = p.mount(root)
 		}

@@ -51,6 +51,9 @@ func Divide(c Container, f *Filters) (*wire.Launch, *boot.Config, []string, erro
 	if launch.Seccomp, err = f.file(s.Linux.Seccomp); err != nil {
 		return nil, nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
+	if r := s.Linux.Resources; r != nil && r.Pids != nil && r.Pids.Limit != nil {
+		cfg.LimitsPIDs = *r.Pids.Limit >= 0
+	}
 	cfg.Root = c.root()
 	cfg.ReadOnly = s.Root != nil && s.Root.Readonly
 	if launch.User = userOf(s); launch.User != nil {
