@@ -66,6 +66,12 @@ func (e *Engine) ContainerCreate(ctx context.Context, name, platform string, req
 	if err := e.checkHostConfig(host); err != nil {
 		return container.CreateResponse{}, err
 	}
+	switch {
+	case cfg.Hostname != "" && host.NetworkMode.IsContainer():
+		return container.CreateResponse{}, errdef.Invalid.Errorf("conflicting options: hostname and the network mode")
+	case cfg.Hostname != "" && host.UTSMode.IsHost():
+		return container.CreateResponse{}, errdef.Invalid.Errorf("conflicting options: hostname and the UTS mode")
+	}
 	if _, _, err := device.Wants(host.Devices, cfg.Labels); err != nil {
 		return container.CreateResponse{}, err
 	}

@@ -81,6 +81,9 @@ func (e *Engine) resolveMounts(r *record) (points []container.MountPoint, made [
 		add(p)
 	}
 	for target := range r.Host.Tmpfs {
+		if !filepath.IsAbs(target) {
+			return nil, made, errdef.Invalid.Errorf("invalid mount path: '%s' mount path must be absolute", target)
+		}
 		if err := unique(target); err != nil {
 			return nil, made, err
 		}

@@ -123,6 +123,9 @@ func (e *Engine) startProcess(ctx context.Context, c *Container, r *record) (pid
 	if err := e.joinNamespaces(&in); err != nil {
 		return 0, err
 	}
+	if isForeign(r) { // it cannot bind what another container has mounted
+		in.Shm = ""
+	}
 	if in.Seccomp, err = e.filters.Filter(r.Host); err != nil {
 		return 0, err
 	}
@@ -265,6 +268,9 @@ func (e *Engine) joinNamespaces(in *spec.Input) error {
 		if in.IpcNS, err = path(id, "ipc"); err != nil {
 			return err
 		}
+		if in.Shm, err = e.sharedMemory(id); err != nil {
+			return err
+		}
 	}
 	if id := in.Host.PidMode.Container(); id != "" {
 		if in.PidNS, err = path(id, "pid"); err != nil {
@@ -272,6 +278,18 @@ func (e *Engine) joinNamespaces(in *spec.Input) error {
 		}
 	}
 	return nil
+}
+
+// sharedMemory is the /dev/shm of a running container that shares it.
+func (e *Engine) sharedMemory(name string) (string, error) {
+	_, r, err := e.findRunning(name)
+	if err != nil {
+		return "", err
+	}
+	if m := r.Host.IpcMode; m.IsPrivate() || m.IsNone() {
+		return "", errdef.Invalid.Errorf("can't join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", r.ID)
+	}
+	return fmt.Sprintf("/proc/%d/root/dev/shm", r.Pid), nil
 }
 
 // lookUpUser reads passwd and group in the container's root. The view of it has

@@ -549,6 +549,8 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		{"soft-above-hard", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Ulimits":[{"Name":"nofile","Soft":2,"Hard":1}]}}`, 400, "ulimit soft limit must be less than or equal to hard limit"},
 		{"isolation", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Isolation":"hyperv"}}`, 400, "Invalid isolation"},
 		{"old-hardware-address", "POST", "/v1.41/containers/create", `{"Image":"busybox","MacAddress":"zz"}`, 400, "invalid MAC address"},
+		{"relative-tmpfs", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Tmpfs":{"a":""}}}`, 400, "mount path must be absolute"},
+		{"hostname-of-another", "POST", "/containers/create", `{"Image":"busybox","Hostname":"x","HostConfig":{"NetworkMode":"container:taken"}}`, 400, "conflicting options: hostname and the network mode"},
 		{"relative-mount", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
 		{"missing-bind", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Mounts":[{"Type":"bind","Source":"/nosuch","Target":"/x"}]}}`, 400, "bind source path does not exist: /nosuch"},
 		{"unknown-capability", "POST", "/containers/create", `{"Image":"busybox","HostConfig":{"CapAdd":["FLY"]}}`, 400, "invalid CapAdd: unknown capability"},
@@ -609,6 +611,42 @@ func TestLinksMakeVariables(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("environment lacks %q:\n%s", want, out)
 		}
+	}
+}
+
+// POSIX shared memory is files in /dev/shm.
+func TestSharedIPCNamespaceHasItsSharedMemory(t *testing.T) {
+	d := testdaemon.Start(t)
+	id := d.RunDetached(testdaemon.Spec{Name: "donor", Config: cmd("sleep", "600"), Host: container.HostConfig{IpcMode: container.IPCModeShareable}})
+	d.Exec(id, "sh", "-c", "echo theirs > /dev/shm/a")
+	if out := d.Sh("cat /dev/shm/a; echo mine > /dev/shm/b", container.HostConfig{IpcMode: "container:donor"}); out != "theirs\n" {
+		t.Errorf("shared memory of the donor is %q", out)
+	}
+	if out, _ := d.Exec(id, "cat", "/dev/shm/b"); out != "mine\n" {
+		t.Errorf("the donor sees %q", out)
+	}
+	d.RunDetached(testdaemon.Spec{Name: "closed", Config: cmd("sleep", "600")})
+	other := d.Create(testdaemon.Spec{Config: cmd("true"), Host: container.HostConfig{IpcMode: "container:closed"}})
+	if _, err := d.ContainerStart(t.Context(), other, client.ContainerStartOptions{}); err == nil || !strings.Contains(err.Error(), "non-shareable IPC") {
+		t.Errorf("joining a private IPC namespace: %v", err)
+	}
+	if out := d.Sh("ls /dev/shm 2>&1 || true", container.HostConfig{IpcMode: container.IPCModeNone}); !strings.Contains(out, "No such file") {
+		t.Errorf("--ipc none has /dev/shm: %q", out)
+	}
+}
+
+func TestExecDoesNotMakeItsWorkingDirectory(t *testing.T) {
+	d := testdaemon.Start(t)
+	id := d.RunDetached(testdaemon.Spec{Config: cmd("sleep", "600")})
+	created, err := d.ExecCreate(t.Context(), id, client.ExecCreateOptions{Cmd: []string{"true"}, WorkingDir: "/nope"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ExecStart(t.Context(), created.ID, client.ExecStartOptions{Detach: true}); err == nil || !strings.Contains(err.Error(), "/nope") {
+		t.Errorf("exec in /nope = %v, want an error that names it", err)
+	}
+	if _, code := d.Exec(id, "ls", "/nope"); code == 0 {
+		t.Error("/nope is there now")
 	}
 }
 

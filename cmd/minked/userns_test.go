@@ -106,6 +106,10 @@ func TestUserNamespaces(t *testing.T) {
 		if !strings.HasPrefix(got, want) || len(got) <= len(want) {
 			t.Errorf("namespaces %q, want %q and the other's process", got, want)
 		}
+		d.Exec(id, "touch", "/dev/shm/shared")
+		if out := d.Sh("ls /dev/shm", container.HostConfig{IpcMode: "container:first"}); out != "shared\n" {
+			t.Errorf("/dev/shm of the IPC namespace that it joined has %q, want shared", out)
+		}
 		remove(t, d, id)
 		if out := d.Sh("ls /dev/mqueue /dev/shm | wc -l", container.HostConfig{IpcMode: "host"}); out == "" {
 			t.Error("nothing runs with --ipc host")

@@ -46,6 +46,9 @@ func mounts(in Input) []specs.Mount {
 	if in.Host.IpcMode.IsNone() {
 		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 	}
+	if in.Shm != "" {
+		all = replaceMount(all, bind(in.Shm, "/dev/shm"))
+	}
 	if in.Host.IpcMode.IsHost() {
 		all = replaceMount(all, bind("/dev/shm", "/dev/shm"))
 		if len(in.IDs.UIDs) > 0 { // its queues are another user namespace's, which alone may mount them

@@ -38,6 +38,7 @@ type Input struct {
 	// the HostConfig says so, the host's. With a path of a user namespace there
 	// must be a mapping, that of the other container.
 	NetNS, PidNS, IpcNS, UserNS string
+	Shm                         string // directory to have as /dev/shm, of whose IPC namespace it joins
 
 	IDs userns.Mapping // of a user namespace; the zero value is the host's
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
+	"github.com/minke-os/minke/internal/thread"
 	"github.com/minke-os/minke/internal/userns"
 )
 
@@ -41,8 +43,8 @@ type User struct {
 // has them and sees the host's mounts, with what this thread may do, before the
 // container's process exists. The files are for the init, after its own.
 //
-// Without a user namespace (nil) these are the mounts that map IDs, and overlays
-// with a long list of layers.
+// Without a user namespace (nil) these are the mounts that map IDs, overlays
+// with a long list of layers, and what another container has mounted.
 func Prepare(cfg *Config, user *User) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -120,7 +122,9 @@ func (u *User) open(cfg *Config, m specs.Mount, p mountPlan) (int, error) {
 	if maps && p.kind != "bind" {
 		return -1, errdef.Unsupported.Errorf("mount %s: only binds can map IDs", m.Destination)
 	}
-	switch {
+	switch pid, rest, other := elsewhere(p.source); {
+	case p.kind == "bind" && other && !maps:
+		return p.openElsewhere(pid, rest)
 	case p.kind == "bind" && maps:
 		return u.openMapped(m, p)
 	case p.kind == "overlay" && (u != nil || p.tooLong()):
@@ -133,6 +137,37 @@ func (u *User) open(cfg *Config, m specs.Mount, p mountPlan) (int, error) {
 		return u.openDev(cfg, p)
 	}
 	return -1, nil
+}
+
+// elsewhere takes "/proc/1234/root/dev/shm" apart: what process 1234 has there,
+// perhaps in a mount namespace of its own.
+func elsewhere(source string) (pid int, rest string, ok bool) {
+	after, _ := strings.CutPrefix(source, "/proc/")
+	number, rest, ok := strings.Cut(after, "/root/")
+	pid, err := strconv.Atoi(number)
+	return pid, "/" + rest, ok && err == nil
+}
+
+// openElsewhere copies a mount out of another process's namespace, which the
+// kernel allows only there.
+func (p mountPlan) openElsewhere(pid int, source string) (fd int, err error) {
+	err = thread.Run(func() error {
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		p.source = source
+		fd, err = p.openBindOutside()
+		return err
+	})
+	return fd, err
 }
 
 // tooLong reports whether fsconfig(2) does not take an option: 255 bytes is the

@@ -39,8 +39,10 @@ func restrict(cfg *Config, tty int) (*program, error) {
 	if err := SetRlimits(0, p.Rlimits); err != nil {
 		return nil, err
 	}
-	if err := enterCwd(p.Cwd); err != nil {
-		return nil, err
+	if cfg.NewMount { // not for a process that joins
+		if err := makeCwd(p.Cwd); err != nil {
+			return nil, err
+		}
 	}
 	if p.NoNewPrivileges {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -162,9 +164,9 @@ var rlimits = map[string]int{
 	"RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// enterCwd makes the working directory if the image lacks it, while the
+// makeCwd makes the working directory if the image lacks it, while the
 // process may still do so.
-func enterCwd(cwd string) error {
+func makeCwd(cwd string) error {
 	if err := os.MkdirAll(cwd, 0o755); err != nil {
 		return fmt.Errorf("make the working directory: %w", err)
 	}
