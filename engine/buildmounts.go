@@ -20,6 +20,7 @@ import (
 
 	"github.com/minke-os/minke/engine/build"
 	"github.com/minke-os/minke/engine/internal/buildcache"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/internal/overlay"
 )
 
@@ -227,7 +228,7 @@ func (e *Engine) mountStubs(r *record, mounts []build.RunMount) (stubs []stub, e
 			stubs = append(stubs, s)
 		}
 	}
-	slices.SortFunc(stubs, func(a, b stub) int { return strings.Count(b.path, "/") - strings.Count(a.path, "/") })
+	order.By(stubs, func(a, b stub) int { return strings.Count(b.path, "/") - strings.Count(a.path, "/") })
 	return slices.Compact(stubs), nil
 }
 
