@@ -22,9 +22,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/minke-os/minke/internal/order"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/plan"
 )
 

@@ -19,9 +19,9 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/internal/order"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
 )
@@ -32,7 +32,7 @@ type Engine interface {
 	ContainerInspect(context.Context, string, client.ContainerInspectOptions) (client.ContainerInspectResult, error)
 	NetworkList(context.Context, client.NetworkListOptions) (client.NetworkListResult, error)
 	VolumeList(context.Context, client.VolumeListOptions) (client.VolumeListResult, error)
-	ImageInspect(context.Context, string, ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	ImageInspect(context.Context, string) (client.ImageInspectResult, error)
 }
 
 // Observe lists what the engine has, and which of the images are present; name
