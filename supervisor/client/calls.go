@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -18,6 +17,8 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/volume"
+
+	"github.com/minke-os/minke/oci"
 )
 
 type (
@@ -263,12 +264,12 @@ func (c *Client) ImageRemove(ctx context.Context, name string, o ImageRemoveOpti
 }
 
 func (c *Client) ImagePull(ctx context.Context, name string, o ImagePullOptions) (ImagePullResponse, error) {
-	ref, err := reference.ParseNormalizedNamed(name)
+	ref, err := oci.ParseReference(name)
 	if err != nil {
 		return nil, err
 	}
-	r := post("images", "create")
-	r.query = url.Values{"fromImage": {ref.Name()}, "tag": {tagOf(ref)}}
+	r := post("images", "create") // whose tag may be a digest
+	r.query = url.Values{"fromImage": {ref.Repository()}, "tag": {cmp.Or(string(ref.Digest), ref.Tag)}}
 	if o.RegistryAuth != "" {
 		r.headers = http.Header{registry.AuthHeader: {o.RegistryAuth}}
 	}
@@ -277,17 +278,6 @@ func (c *Client) ImagePull(ctx context.Context, name string, o ImagePullOptions)
 		return nil, err
 	}
 	return messages{resp.Body}, nil
-}
-
-// tagOf is a reference's tag as the API has it, which is a digest, too.
-func tagOf(ref reference.Named) string {
-	if d, ok := ref.(reference.Digested); ok {
-		return d.Digest().String()
-	}
-	if t, ok := reference.TagNameOnly(ref).(reference.Tagged); ok {
-		return t.Tag()
-	}
-	return ""
 }
 
 type messages struct{ io.ReadCloser }
