@@ -111,6 +111,9 @@ func FuzzParseReference(f *testing.F) {
 		if again, err := ParseReference(r.String()); err != nil || again != r {
 			t.Errorf("ParseReference(%q) = %+v, %v; want %+v as from %q", r.String(), again, err, r, s)
 		}
+		if first, _, _ := strings.Cut(r.Path, "/"); first == "localhost" || strings.Contains(first, ".") {
+			return // on Docker Hub; what people see of it would be of a registry, with Docker, too
+		}
 		if again, err := ParseReference(r.Familiar()); err != nil || again != r {
 			t.Errorf("ParseReference(%q) = %+v, %v; want %+v as from %q", r.Familiar(), again, err, r, s)
 		}
