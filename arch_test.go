@@ -24,7 +24,7 @@ var rules = []struct {
 	why      string
 }{
 	{
-		packages: []string{"oci", "engine/delta", "supervisor/plan", "supervisor/contract", "supervisor/appsjson"},
+		packages: []string{"oci", "engine/delta", "engine/build/dockerfile", "supervisor/plan", "supervisor/contract", "supervisor/appsjson"},
 		never:    []string{"os", "os/exec", "net", "net/http", "io/fs"},
 		why:      "it is pure: it does no I/O and reads no clock, so that tests are tables; pass facts in",
 	},

@@ -14,12 +14,13 @@ import (
 	"time"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/minke-os/minke/engine/build"
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/engine/internal/buildcache"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/internal/overlay"
 )
 
@@ -98,11 +99,11 @@ func (b *buildMounts) done() {
 
 func (b *buildMounts) add(ctx context.Context, m build.RunMount) error {
 	switch m.Type {
-	case instructions.MountTypeBind:
+	case dockerfile.Bind:
 		return b.bind(m)
-	case instructions.MountTypeCache:
+	case dockerfile.Cache:
 		return b.cache(ctx, m)
-	case instructions.MountTypeSecret:
+	case dockerfile.Secret:
 		return b.secret(m)
 	}
 	s := specs.Mount{Destination: m.Target, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", access(m), "mode=1777"}}
@@ -227,7 +228,7 @@ func (e *Engine) mountStubs(r *record, mounts []build.RunMount) (stubs []stub, e
 			stubs = append(stubs, s)
 		}
 	}
-	slices.SortFunc(stubs, func(a, b stub) int { return strings.Count(b.path, "/") - strings.Count(a.path, "/") })
+	order.By(stubs, func(a, b stub) int { return strings.Count(b.path, "/") - strings.Count(a.path, "/") })
 	return slices.Compact(stubs), nil
 }
 

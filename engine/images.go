@@ -21,6 +21,7 @@ import (
 
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -206,7 +207,7 @@ func (e *Engine) ImageList(o ImageListOptions) ([]imagetypes.Summary, error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(out, func(a, b imagetypes.Summary) int {
+	order.By(out, func(a, b imagetypes.Summary) int {
 		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil

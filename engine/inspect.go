@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/storage"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -139,7 +140,7 @@ func (e *Engine) ContainerList(_ context.Context, o ListOptions) ([]container.Su
 			found = append(found, it)
 		}
 	}
-	slices.SortFunc(found, func(a, b item) int {
+	order.By(found, func(a, b item) int {
 		return cmp.Or(b.r.Created.Compare(a.r.Created), cmp.Compare(a.r.ID, b.r.ID))
 	})
 	if o.Limit > 0 && len(found) > o.Limit {
@@ -214,7 +215,7 @@ func portSummaries(r *record) []container.PortSummary {
 			out = append(out, container.PortSummary{IP: ip, PrivatePort: p.Num(), PublicPort: uint16(public), Type: string(p.Proto())})
 		}
 	}
-	slices.SortFunc(out, func(a, b container.PortSummary) int {
+	order.By(out, func(a, b container.PortSummary) int {
 		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), cmp.Compare(a.PublicPort, b.PublicPort), cmp.Compare(a.Type, b.Type), a.IP.Compare(b.IP))
 	})
 	return out

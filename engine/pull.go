@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path"
 	"runtime/debug"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 	"golang.org/x/sys/unix"
 
@@ -89,8 +89,7 @@ func joinReference(name, tag string) (ref oci.Reference, all bool, err error) {
 	case tag != "":
 		name += ":" + tag
 	default:
-		named, err := reference.ParseNormalizedNamed(name)
-		all = err == nil && reference.IsNameOnly(named)
+		all = !strings.ContainsAny(path.Base(name), ":@")
 	}
 	if ref, err = oci.ParseReference(name); err != nil {
 		return ref, false, errdef.Invalid.Wrap(err)

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
 	"os"
@@ -30,7 +31,7 @@ func Open(ctx context.Context, o Options) (*Monitor, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Monitor{opts: o, filters: plan.Filters{Dir: filepath.Join(o.Dir, "seccomp")}}
+	m := &Monitor{opts: o, filters: plan.Filters{Dir: filepath.Join(o.Dir, "seccomp"), Hash: sha256.Sum256}}
 	k, err := startKeeper(o)
 	if err != nil {
 		return nil, err

@@ -6,8 +6,8 @@ import (
 	"slices"
 
 	cerrdefs "github.com/containerd/errdefs"
-	"github.com/moby/moby/client"
 
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
 	"github.com/minke-os/minke/supervisor/state"

@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 func TestLeavingLocalModeRemovesWhatWasMadeThere(t *testing.T) {

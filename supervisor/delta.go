@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/registry"
-	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"

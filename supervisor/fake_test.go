@@ -22,7 +22,8 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
-	"github.com/moby/moby/client"
+
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 // A fake is an engine in memory. It answers as Docker does, as far as the
@@ -249,7 +250,7 @@ func (f *fake) VolumeRemove(_ context.Context, name string, _ client.VolumeRemov
 	return client.VolumeRemoveResult{}, nil
 }
 
-func (f *fake) ImageInspect(_ context.Context, ref string, _ ...client.ImageInspectOption) (client.ImageInspectResult, error) {
+func (f *fake) ImageInspect(_ context.Context, ref string) (client.ImageInspectResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id, ok := f.images[ref]

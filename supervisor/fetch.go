@@ -12,9 +12,9 @@ import (
 
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
-	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/plan"
 )
 

@@ -10,11 +10,11 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 func TestADownloadWaitsForRoomAndNothingIsLost(t *testing.T) {

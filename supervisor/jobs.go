@@ -6,9 +6,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
 )

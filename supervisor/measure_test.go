@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/minke-os/minke/internal/testdaemon"
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 // thirteen is a release of as many services; changed of them differ from the
@@ -30,9 +29,10 @@ func thirteen(commit string, changed int) string {
 // The time is told, not judged, for tests share the machine; on an idle one it is
 // to be under two seconds.
 func TestAReleaseTouchesWhatChanged(t *testing.T) {
-	engine := testdaemon.Start(t)
-	buildTestImage(t, engine.Client)
-	d := start(t, engine.Client, t.TempDir(), t.TempDir())
+	daemon := testdaemon.Start(t)
+	buildTestImage(t, daemon.Client)
+	engine := engineAt(t, daemon.Client.DaemonHost())
+	d := start(t, engine, t.TempDir(), t.TempDir())
 	defer d.stop()
 	defer d.apply(empty)
 

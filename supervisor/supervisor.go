@@ -38,12 +38,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/client"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/minke-os/minke/supervisor/api"
 	"github.com/minke-os/minke/supervisor/apply"
 	"github.com/minke-os/minke/supervisor/bootconfig"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/cloud"
 	"github.com/minke-os/minke/supervisor/firewall"
 	"github.com/minke-os/minke/supervisor/host"

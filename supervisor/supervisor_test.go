@@ -16,11 +16,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/moby/client"
+	moby "github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/internal/testdaemon"
 	"github.com/minke-os/minke/internal/testenv"
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 const testImage = "minke-supervisor-test:1"
@@ -355,7 +356,7 @@ func TestDeviceOnAnEngineInMemory(t *testing.T) { testDevice(t, newFake(testImag
 func TestDeviceOnMinke(t *testing.T) {
 	d := testdaemon.Start(t)
 	buildTestImage(t, d.Client)
-	testDevice(t, d.Client)
+	testDevice(t, engineAt(t, d.Client.DaemonHost()))
 }
 
 func TestMain(m *testing.M) { testdaemon.Main(m) }
@@ -366,21 +367,33 @@ func TestDeviceOnARealEngine(t *testing.T) {
 	if host == "" {
 		t.Skip("needs an engine: set MINKE_TEST_ENGINE to its address, such as unix:///var/run/docker.sock")
 	}
-	engine, err := client.New(client.WithHost(host))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer engine.Close()
+	engine := engineAt(t, host)
 	list, err := engine.ContainerList(t.Context(), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", "io.balena.supervised")})
 	if err != nil || len(list.Items) > 0 {
 		t.Fatalf("%s has %d supervised containers, %v; the test needs an engine that nobody uses", host, len(list.Items), err)
 	}
-	buildTestImage(t, engine)
+	docker, err := moby.New(moby.WithHost(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer docker.Close()
+	buildTestImage(t, docker)
 	testDevice(t, engine)
 }
 
+// engineAt is the client that the supervisor has.
+func engineAt(t *testing.T, host string) *client.Client {
+	t.Helper()
+	engine, err := client.New(client.Options{Host: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(engine.Close)
+	return engine
+}
+
 // buildTestImage makes a busybox image without a registry.
-func buildTestImage(t *testing.T, engine *client.Client) {
+func buildTestImage(t *testing.T, engine *moby.Client) {
 	t.Helper()
 	busybox, err := os.ReadFile(testenv.Busybox(t))
 	if err != nil {
@@ -396,7 +409,7 @@ func buildTestImage(t *testing.T, engine *client.Client) {
 		io.WriteString(tw, content)
 	}
 	tw.Close()
-	res, err := engine.ImageBuild(t.Context(), &body, client.ImageBuildOptions{Tags: []string{testImage}, Remove: true})
+	res, err := engine.ImageBuild(t.Context(), &body, moby.ImageBuildOptions{Tags: []string{testImage}, Remove: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +418,7 @@ func buildTestImage(t *testing.T, engine *client.Client) {
 	if err != nil || bytes.Contains(out, []byte(`"error"`)) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	t.Cleanup(func() { engine.ImageRemove(context.Background(), testImage, client.ImageRemoveOptions{Force: true}) })
+	t.Cleanup(func() { engine.ImageRemove(context.Background(), testImage, moby.ImageRemoveOptions{Force: true}) })
 }
 
 func TestApplyingTheSameTargetAgainWritesNothing(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/moby/moby/client"
+	"github.com/minke-os/minke/supervisor/client"
 )
 
 // interesting are the engine's events after which the plan may differ. Health

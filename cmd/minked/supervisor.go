@@ -11,9 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/minke-os/minke/supervisor"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/firewall"
 )
 
@@ -45,19 +44,20 @@ func supervise(ctx context.Context, cfg *config, own *pipeListener, log *slog.Lo
 // newSupervisor makes a supervisor of our own engine, reached in memory, or of
 // the one that --engine names.
 func newSupervisor(cfg *config, own *pipeListener, log *slog.Logger) (*supervisor.Supervisor, error) {
-	var opts []client.Opt
+	var o client.Options
 	socket := strings.TrimPrefix(firstUnix(cfg.Hosts), "unix://")
 	if cfg.Engine != "" {
-		opts = append(opts, client.WithHost(cfg.Engine))
+		o.Host = cfg.Engine
 		socket = strings.TrimPrefix(cfg.Engine, "unix://")
 	} else {
-		opts = append(opts, client.WithHost("unix:///in-process"), client.WithDialContext(own.dial))
+		o.Host, o.Dial = "unix:///in-process", own.dial
 	}
-	c, err := client.New(opts...)
+	c, err := client.New(o)
 	if err != nil {
 		return nil, err
 	}
-	quiet, err := client.New(append(opts, client.WithHTTPHeaders(map[string]string{"X-Minke-Priority": "low"}))...)
+	o.Headers = map[string]string{"X-Minke-Priority": "low"}
+	quiet, err := client.New(o)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"net/http"
-	"slices"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/jsonstream"
@@ -13,6 +12,7 @@ import (
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -53,7 +53,7 @@ func reportOf(r store.DeltaReport) deltaReport {
 				Opened: f.Opened, Size: f.Content.Size, Cost: f.Cost.Total(), deltaCost: deltaCost(f.Cost),
 			})
 		}
-		slices.SortStableFunc(layer.Files, func(a, b deltaFile) int { return -cmp.Compare(a.Cost, b.Cost) })
+		order.By(layer.Files, func(a, b deltaFile) int { return -cmp.Compare(a.Cost, b.Cost) })
 		out.Layers = append(out.Layers, layer)
 		out.Size += l.Size
 	}

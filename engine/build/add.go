@@ -12,22 +12,21 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
 // add is ADD: COPY that unpacks local archives and fetches URLs.
-func (st *stage) add(ctx context.Context, c *instructions.AddCommand) error {
+func (st *stage) add(ctx context.Context, c *dockerfile.Add) error {
 	if c.KeepGitDir != nil {
 		return errGit
 	}
-	cp, err := st.newCopying(copyFlags{verb: "ADD", chown: c.Chown, chmod: c.Chmod, exclude: c.ExcludePatterns}, c.SourcesAndDest)
+	cp, err := st.newCopying(copyOrder{c.Sources, "ADD", false})
 	if err != nil {
 		return err
 	}
-	for _, src := range c.SourcePaths {
+	for _, src := range c.Paths {
 		if IsGit(src) {
 			return errGit
 		}
@@ -65,7 +64,7 @@ func isURL(s string) bool {
 }
 
 // fetch downloads a file, which must stay open until it is copied.
-func (cp *copying) fetch(ctx context.Context, from string, c *instructions.AddCommand) (*os.File, error) {
+func (cp *copying) fetch(ctx context.Context, from string, c *dockerfile.Add) (*os.File, error) {
 	u, err := url.Parse(from)
 	if err != nil {
 		return nil, errdef.Invalid.Wrap(err)

@@ -4,9 +4,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -46,7 +46,7 @@ func (a *args) stage() *args {
 }
 
 // global declares arguments before the first FROM.
-func (a *args) global(c *instructions.ArgCommand, lex *shell.Lex) error {
+func (a *args) global(c *dockerfile.Arg, lex *shell.Lex) error {
 	err := c.Expand(func(word string) (string, error) {
 		out, _, err := lex.ProcessWord(word, shell.EnvsFromSlice(a.forFrom()))
 		return out, err

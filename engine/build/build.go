@@ -32,15 +32,13 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/oci"
 )
@@ -78,8 +76,8 @@ type RunSpec struct {
 // A RunMount is what RUN --mount puts into the container for one command. It
 // is no part of the layer, nor is the mount point if the mount made it.
 type RunMount struct {
-	Type     instructions.MountType // bind, cache, tmpfs or secret
-	Target   string                 // absolute; "" for a secret in the environment alone
+	Type     dockerfile.MountType // bind, cache, tmpfs or secret
+	Target   string               // absolute; "" for a secret in the environment alone
 	ReadOnly bool
 
 	// What bind shows and a new cache begins with: a file or directory of a
@@ -87,9 +85,9 @@ type RunMount struct {
 	Layers oci.ChainID
 	Path   string
 
-	CacheID string                 // cache
-	Sharing instructions.ShareMode // cache; "" is shared
-	Mode    os.FileMode            // cache, secret
+	CacheID string             // cache
+	Sharing dockerfile.Sharing // cache; "" is shared
+	Mode    os.FileMode        // cache, secret
 	UID     int
 	GID     int
 	Size    int64  // tmpfs, in bytes; 0 is as much as there is
@@ -228,13 +226,13 @@ func (b *builder) close() {
 // build works through the plan's stages up to the target, at once as far as
 // they do not need each other.
 func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
-	for _, w := range p.warnings {
-		fmt.Fprintf(b.out.Stderr, "[WARNING]: %s\n", w.Short)
+	for _, w := range p.Warnings {
+		fmt.Fprintf(b.out.Stderr, "[WARNING]: %s\n", w)
 	}
 	b.args, b.steps = newArgs(b.o), p.steps()
-	for i := range p.global {
-		fmt.Fprintf(b.out.Stdout, "Step %d/%d : %s\n", i+1, b.steps, p.global[i].String())
-		if err := b.args.global(&p.global[i], p.lex); err != nil {
+	for i, arg := range p.Global {
+		fmt.Fprintf(b.out.Stdout, "Step %d/%d : %s\n", i+1, b.steps, arg)
+		if err := b.args.global(arg, p.lex); err != nil {
 			return "", err
 		}
 	}
@@ -259,25 +257,18 @@ func (b *builder) build(ctx context.Context, p *plan) (oci.ImageID, error) {
 // makeStages gives each stage its voice and the number of its first step.
 func (b *builder) makeStages(p *plan) {
 	b.slots = make(chan struct{}, runtime.GOMAXPROCS(0))
-	b.orders = newOrder(len(p.stages), b.out.Stderr)
-	step := len(p.global)
-	for i := range p.stages {
+	b.orders = newOrder(len(p.Stages), b.out.Stderr)
+	step := len(p.Global)
+	for i := range p.Stages {
 		lex := *p.lex // it has scratch space
 		st := &stage{
-			builder: b, index: i, name: p.stages[i].Name, plan: &p.stages[i], lex: &lex, args: b.args.stage(), step: step,
+			builder: b, index: i, name: p.Stages[i].Name, plan: &p.Stages[i], lex: &lex, args: b.args.stage(), step: step,
 			done: make(chan struct{}),
 		}
 		st.own, st.out = b.orders.voices(i, b.out)
-		step += 1 + len(p.stages[i].Commands)
+		step += 1 + len(p.Stages[i].Commands)
 		b.stages = append(b.stages, st)
 	}
-}
-
-func sourceOf(c instructions.Command) string {
-	if s, ok := c.(fmt.Stringer); ok {
-		return s.String()
-	}
-	return strings.ToUpper(c.Name())
 }
 
 // finish names the image and says so.

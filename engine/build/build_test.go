@@ -357,6 +357,7 @@ func TestCopyPutsFilesWhereDockerDoes(t *testing.T) {
 		{"here-document", "ENV V=1\nCOPY <<one <<\"two\" /new/\n$V\none\n$V\ntwo\n", files{"new/one": "1\n", "new/two": "$V\n"}},
 		{"from-scratch", "FROM scratch\nCOPY d/x /a/b/\nWORKDIR /w", files{"a/b/x": "x"}},
 		{"run-here-document", "RUN <<EOF\necho a > /a\necho b > /b\nEOF", files{"a": "a\n", "b": "b\n"}},
+		{"run-indented-here-document-with-interpreter", "RUN <<-EOF\n\t#!/bin/ash\n\techo yes > /c\n\tEOF", files{"c": "yes\n"}},
 		{"run-with-a-here-document", "RUN cat <<EOF > /c\nhi $PATH\nEOF", files{"c": "hi /bin\n"}},
 		{"run-here-document-with-interpreter", "RUN <<EOF\n#!/bin/ash\necho \"it's $0\" | cut -c1-9 > /c\nEOF", files{"c": "it's /tmp\n"}},
 		{"run-exec-form", "RUN [\"/bin/touch\", \"/a b\"]", files{"a b": ""}},

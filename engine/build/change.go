@@ -8,12 +8,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/signal"
 )
@@ -25,18 +24,14 @@ func Change(config dockerspec.DockerOCIImageConfig, lines []string) (dockerspec.
 	if len(lines) == 0 {
 		return config, nil
 	}
-	tree, err := parser.Parse(strings.NewReader(strings.Join(lines, "\n")))
+	list, escape, err := dockerfile.Instructions(strings.Join(lines, "\n"))
 	if err != nil {
 		return config, errdef.Invalid.Wrap(err)
 	}
-	lex := shell.NewLex(tree.EscapeToken)
-	for _, node := range tree.AST.Children {
-		c, err := instructions.ParseCommand(node)
-		if err != nil {
-			return config, errdef.Invalid.Wrap(err)
-		}
+	lex := shell.NewLex(escape)
+	for _, c := range list {
 		env := shell.EnvsFromSlice(img.Config.Env)
-		if e, ok := c.(instructions.SupportsSingleWordExpansion); ok {
+		if e, ok := c.(dockerfile.Expandable); ok {
 			err := e.Expand(func(word string) (string, error) {
 				out, _, err := lex.ProcessWord(word, env)
 				return out, err
@@ -54,12 +49,12 @@ func Change(config dockerspec.DockerOCIImageConfig, lines []string) (dockerspec.
 }
 
 // changeOnly leaves out what needs files.
-func changeOnly(img *dockerspec.DockerOCIImage, c instructions.Command, words func(string) ([]string, error)) error {
+func changeOnly(img *dockerspec.DockerOCIImage, c dockerfile.Instruction, words func(string) ([]string, error)) error {
 	switch c := c.(type) {
-	case *instructions.WorkdirCommand:
+	case *dockerfile.Workdir:
 		img.Config.WorkingDir = joined(img.Config.WorkingDir, c.Path)
 		return nil
-	case *instructions.RunCommand, *instructions.CopyCommand, *instructions.AddCommand, *instructions.ArgCommand:
+	case *dockerfile.Run, *dockerfile.Copy, *dockerfile.Add, *dockerfile.Arg:
 		return errdef.Invalid.Errorf("%s is not a valid change command", strings.ToUpper(c.Name()))
 	}
 	_, err := change(img, c, words, false)
@@ -69,12 +64,12 @@ func changeOnly(img *dockerspec.DockerOCIImage, c instructions.Command, words fu
 // change applies an instruction that has to do with the configuration alone
 // and gives its history line. Its single words are expanded already; words
 // expands those that may become several.
-func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(string) ([]string, error), cmdSet bool) (string, error) {
+func change(img *dockerspec.DockerOCIImage, c dockerfile.Instruction, words func(string) ([]string, error), cmdSet bool) (string, error) {
 	config := &img.Config
 	switch c := c.(type) {
-	case *instructions.EnvCommand:
+	case *dockerfile.Env:
 		comment := "ENV"
-		for _, kv := range c.Env {
+		for _, kv := range c.Vars {
 			if kv.Key == "" {
 				return "", errdef.Invalid.Errorf("ENV names can not be blank")
 			}
@@ -82,7 +77,7 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 			comment += " " + kv.String()
 		}
 		return comment, nil
-	case *instructions.LabelCommand:
+	case *dockerfile.Label:
 		comment := "LABEL"
 		labels := cloned(config.Labels)
 		for _, kv := range c.Labels {
@@ -94,38 +89,38 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 		}
 		config.Labels = labels
 		return comment, nil
-	case *instructions.MaintainerCommand:
+	case *dockerfile.Maintainer:
 		img.Author = c.Maintainer
 		return "MAINTAINER " + c.Maintainer, nil
-	case *instructions.CmdCommand:
-		config.Cmd = withShell(*config, c.ShellDependantCmdLine)
+	case *dockerfile.Cmd:
+		config.Cmd = withShell(*config, c.Command)
 		return fmt.Sprintf("CMD %q", config.Cmd), nil
-	case *instructions.EntrypointCommand:
-		config.Entrypoint = withShell(*config, c.ShellDependantCmdLine)
+	case *dockerfile.Entrypoint:
+		config.Entrypoint = withShell(*config, c.Command)
 		if !cmdSet {
 			config.Cmd = nil // the base's arguments are for the base's program
 		}
 		return fmt.Sprintf("ENTRYPOINT %q", config.Entrypoint), nil
-	case *instructions.UserCommand:
+	case *dockerfile.User:
 		config.User = c.User
 		return "USER " + c.User, nil
-	case *instructions.StopSignalCommand:
+	case *dockerfile.StopSignal:
 		if _, err := signal.Parse(c.Signal); err != nil {
 			return "", err
 		}
 		config.StopSignal = c.Signal
 		return "STOPSIGNAL " + c.Signal, nil
-	case *instructions.ShellCommand:
+	case *dockerfile.Shell:
 		config.Shell = c.Shell
 		return fmt.Sprintf("SHELL %v", c.Shell), nil
-	case *instructions.HealthCheckCommand:
+	case *dockerfile.Healthcheck:
 		config.Healthcheck = c.Health
 		h := c.Health
 		return fmt.Sprintf("HEALTHCHECK &{%q %q %q %q %d}", h.Test, h.Interval.String(), h.Timeout.String(), h.StartPeriod.String(), h.Retries), nil
-	case *instructions.OnbuildCommand:
+	case *dockerfile.Onbuild:
 		config.OnBuild = append(slices.Clip(config.OnBuild), c.Expression)
 		return "ONBUILD " + c.Expression, nil
-	case *instructions.VolumeCommand:
+	case *dockerfile.Volume:
 		volumes := cloned(config.Volumes)
 		for _, v := range c.Volumes {
 			if strings.TrimSpace(v) == "" {
@@ -135,7 +130,7 @@ func change(img *dockerspec.DockerOCIImage, c instructions.Command, words func(s
 		}
 		config.Volumes = volumes
 		return fmt.Sprintf("VOLUME %v", c.Volumes), nil
-	case *instructions.ExposeCommand:
+	case *dockerfile.Expose:
 		named, ports, err := exposed(c.Ports, words)
 		if err != nil {
 			return "", err
@@ -157,11 +152,11 @@ func cloned[V any](m map[string]V) map[string]V {
 	return maps.Clone(m)
 }
 
-func withShell(config dockerspec.DockerOCIImageConfig, c instructions.ShellDependantCmdLine) []string {
-	if !c.PrependShell {
-		return c.CmdLine
+func withShell(config dockerspec.DockerOCIImageConfig, c dockerfile.Command) []string {
+	if !c.Shell {
+		return c.Line
 	}
-	return append(slices.Clone(shellOf(config)), strings.Join(c.CmdLine, " "))
+	return append(slices.Clone(shellOf(config)), strings.Join(c.Line, " "))
 }
 
 // joined is a working directory as WORKDIR changes it.

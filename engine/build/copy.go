@@ -14,9 +14,9 @@ import (
 	"syscall"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/patternmatcher"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/oci"
@@ -52,8 +52,8 @@ type member struct {
 	unpack     bool
 }
 
-func (st *stage) copy(ctx context.Context, c *instructions.CopyCommand) error {
-	cp, err := st.newCopying(copyFlags{verb: "COPY", chown: c.Chown, chmod: c.Chmod, exclude: c.ExcludePatterns, parents: c.Parents}, c.SourcesAndDest)
+func (st *stage) copy(ctx context.Context, c *dockerfile.Copy) error {
+	cp, err := st.newCopying(copyOrder{c.Sources, "COPY", c.Parents})
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (st *stage) copy(ctx context.Context, c *instructions.CopyCommand) error {
 			return err
 		}
 	}
-	for _, pattern := range c.SourcePaths {
+	for _, pattern := range c.Paths {
 		if err := cp.sources(from, pattern, false); err != nil {
 			return err
 		}
@@ -108,47 +108,46 @@ func (st *stage) layersOf(ctx context.Context, name string) (oci.ChainID, error)
 	return image.chain, nil
 }
 
-// copyFlags are what COPY and ADD have in common.
-type copyFlags struct {
-	verb         string
-	chown, chmod string
-	exclude      []string
-	parents      bool
+// A copyOrder is what COPY and ADD have in common.
+type copyOrder struct {
+	dockerfile.Sources
+	verb    string
+	parents bool
 }
 
-func (st *stage) newCopying(f copyFlags, what instructions.SourcesAndDest) (*copying, error) {
+func (st *stage) newCopying(o copyOrder) (*copying, error) {
 	view, err := st.of(st.chain)
 	if err != nil {
 		return nil, err
 	}
-	cp := &copying{stage: st, verb: f.verb, dest: what.DestPath, view: view, parentDirs: f.parents, created: map[string]bool{}}
-	if f.chown != "" {
-		cp.flags += "--chown=" + f.chown + " "
-		if cp.uid, cp.gid, err = owner(view.root, f.chown); err != nil {
+	cp := &copying{stage: st, verb: o.verb, dest: o.Dest, view: view, parentDirs: o.parents, created: map[string]bool{}}
+	if o.Chown != "" {
+		cp.flags += "--chown=" + o.Chown + " "
+		if cp.uid, cp.gid, err = owner(view.root, o.Chown); err != nil {
 			return nil, err
 		}
 	}
-	if f.chmod != "" {
-		cp.flags += "--chmod=" + f.chmod + " "
-		if cp.mode, err = parseMode(f.chmod); err != nil {
+	if o.Chmod != "" {
+		cp.flags += "--chmod=" + o.Chmod + " "
+		if cp.mode, err = parseMode(o.Chmod); err != nil {
 			return nil, err
 		}
 	}
-	if f.parents {
+	if o.parents {
 		cp.flags += "--parents "
 	}
-	for _, pattern := range f.exclude {
+	for _, pattern := range o.Exclude {
 		cp.flags += "--exclude=" + pattern + " "
 	}
-	if len(f.exclude) > 0 {
-		if cp.exclude, err = patternmatcher.New(f.exclude); err != nil {
+	if len(o.Exclude) > 0 {
+		if cp.exclude, err = patternmatcher.New(o.Exclude); err != nil {
 			return nil, errdef.Invalid.Errorf("--exclude: %w", err)
 		}
 	}
 	if err := cp.aim(); err != nil {
 		return nil, err
 	}
-	if err := cp.inline(what.SourceContents); err != nil {
+	if err := cp.inline(o.Inline); err != nil {
 		return nil, err
 	}
 	return cp, nil
@@ -363,9 +362,9 @@ func (cp *copying) exists(name string) bool {
 }
 
 // inline adds here-documents.
-func (cp *copying) inline(docs []instructions.SourceContent) error {
+func (cp *copying) inline(docs []dockerfile.Heredoc) error {
 	for _, doc := range docs {
-		text := doc.Data
+		text := doc.Content()
 		if doc.Expand {
 			lex := *cp.lex
 			lex.RawQuotes, lex.RawEscapes = true, true
@@ -375,7 +374,7 @@ func (cp *copying) inline(docs []instructions.SourceContent) error {
 			}
 		}
 		m := member{open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }}
-		m.Header = tar.Header{Typeflag: tar.TypeReg, Name: cp.place(doc.Path), Size: int64(len(text)), Mode: 0o644, ModTime: cp.now}
+		m.Header = tar.Header{Typeflag: tar.TypeReg, Name: cp.place(doc.Name), Size: int64(len(text)), Mode: 0o644, ModTime: cp.now}
 		cp.own(&m.Header)
 		cp.files = append(cp.files, m)
 		if err := cp.hash(false, cp.files[len(cp.files)-1:]); err != nil {

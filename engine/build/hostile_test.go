@@ -34,7 +34,7 @@ func raw(t testing.TB, entries ...tar.Header) []byte {
 	return b.Bytes()
 }
 
-func dockerfile(text string) tar.Header {
+func dockerfileOf(text string) tar.Header {
 	return tar.Header{Name: "Dockerfile", Uname: "FROM busybox\n" + text}
 }
 
@@ -50,23 +50,23 @@ func TestHostileContextsAreRefusedAndLeaveNothing(t *testing.T) {
 		context []byte
 		want    string // in the error
 	}{
-		{"dots", raw(t, dockerfile(""), tar.Header{Name: "../x", Uname: "x"}), "../x"},
-		{"link-out-is-not-followed", raw(t, dockerfile("COPY l /x\n"), link("l", outside)), "COPY failed"},
-		{"directory-link-out-is-not-followed", raw(t, dockerfile("COPY l/outside /x\n"), link("l", filepath.Dir(outside))), "COPY failed"},
-		{"add-of-a-link-out", raw(t, dockerfile("ADD l /x\n"), link("l", outside)), "ADD failed"},
-		{"entry-through-a-link", raw(t, dockerfile(""), link("l", filepath.Dir(outside)), tar.Header{Name: "l/y", Uname: "y"}), "l/y"},
-		{"hard-link-out", raw(t, dockerfile("COPY h /\n"), tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}), "h"},
+		{"dots", raw(t, dockerfileOf(""), tar.Header{Name: "../x", Uname: "x"}), "../x"},
+		{"link-out-is-not-followed", raw(t, dockerfileOf("COPY l /x\n"), link("l", outside)), "COPY failed"},
+		{"directory-link-out-is-not-followed", raw(t, dockerfileOf("COPY l/outside /x\n"), link("l", filepath.Dir(outside))), "COPY failed"},
+		{"add-of-a-link-out", raw(t, dockerfileOf("ADD l /x\n"), link("l", outside)), "ADD failed"},
+		{"entry-through-a-link", raw(t, dockerfileOf(""), link("l", filepath.Dir(outside)), tar.Header{Name: "l/y", Uname: "y"}), "l/y"},
+		{"hard-link-out", raw(t, dockerfileOf("COPY h /\n"), tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}), "h"},
 		{"dockerfile-is-a-link-out", raw(t, link("Dockerfile", outside)), "Dockerfile"},
 		{"dockerfile-is-a-fifo", raw(t, tar.Header{Name: "Dockerfile", Typeflag: tar.TypeFifo}), "it is not a file"},
 		{"dockerfile-is-a-directory", raw(t, tar.Header{Name: "Dockerfile/", Typeflag: tar.TypeDir}), "it is not a file"},
-		{"ignore-file-is-a-fifo", raw(t, dockerfile(""), tar.Header{Name: ".dockerignore", Typeflag: tar.TypeFifo}), "it is not a file"},
-		{"ignore-file-is-no-pattern", raw(t, dockerfile(""), tar.Header{Name: ".dockerignore", Uname: "[\n"}), ".dockerignore"},
-		{"device", raw(t, dockerfile("COPY d /\n"), tar.Header{Name: "d", Typeflag: tar.TypeBlock, Devmajor: 8}), "neither a file nor a directory nor a link"},
-		{"endless-name", raw(t, dockerfile(""), tar.Header{Name: strings.Repeat("d/", 4000) + "x", Uname: "x"}), "4096"},
-		{"archive-that-leads-out", raw(t, dockerfile("ADD a.tar /sub/\n"), tar.Header{Name: "a.tar", Uname: string(raw(t, tar.Header{Name: "../../x", Uname: "x"}))}), "leads out"},
-		{"cut-off", raw(t, dockerfile(""), tar.Header{Name: "big", Uname: strings.Repeat("x", 4096)})[:3000], "EOF"},
+		{"ignore-file-is-a-fifo", raw(t, dockerfileOf(""), tar.Header{Name: ".dockerignore", Typeflag: tar.TypeFifo}), "it is not a file"},
+		{"ignore-file-is-no-pattern", raw(t, dockerfileOf(""), tar.Header{Name: ".dockerignore", Uname: "[\n"}), ".dockerignore"},
+		{"device", raw(t, dockerfileOf("COPY d /\n"), tar.Header{Name: "d", Typeflag: tar.TypeBlock, Devmajor: 8}), "neither a file nor a directory nor a link"},
+		{"endless-name", raw(t, dockerfileOf(""), tar.Header{Name: strings.Repeat("d/", 4000) + "x", Uname: "x"}), "4096"},
+		{"archive-that-leads-out", raw(t, dockerfileOf("ADD a.tar /sub/\n"), tar.Header{Name: "a.tar", Uname: string(raw(t, tar.Header{Name: "../../x", Uname: "x"}))}), "leads out"},
+		{"cut-off", raw(t, dockerfileOf(""), tar.Header{Name: "big", Uname: strings.Repeat("x", 4096)})[:3000], "EOF"},
 		{"huge-dockerfile", raw(t, tar.Header{Name: "Dockerfile", Uname: strings.Repeat("#\n", maxDockerfile)}), "larger than"},
-		{"dockerfile-above", raw(t, dockerfile("RUN --mount=target=/m,source=../../etc true\n")), "file does not exist"},
+		{"dockerfile-above", raw(t, dockerfileOf("RUN --mount=target=/m,source=../../etc true\n")), "file does not exist"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -90,7 +90,7 @@ func (noRunner) Run(context.Context, RunSpec) (RunResult, error) {
 }
 
 func FuzzContext(f *testing.F) {
-	f.Add(raw(f, dockerfile("COPY a /\nADD b.tar /c/\n"), tar.Header{Name: "a", Uname: "a"}, tar.Header{Name: "b.tar", Uname: string(raw(f, tar.Header{Name: "x", Uname: "y"}))}))
+	f.Add(raw(f, dockerfileOf("COPY a /\nADD b.tar /c/\n"), tar.Header{Name: "a", Uname: "a"}, tar.Header{Name: "b.tar", Uname: string(raw(f, tar.Header{Name: "x", Uname: "y"}))}))
 	f.Add([]byte("FROM busybox\nARG x=${y:-z}\nENV a=${x#?} b=${x/z/w}\n"))
 	b := newBench(f)
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -7,8 +7,7 @@ import (
 	"path"
 	"strings"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -17,8 +16,8 @@ import (
 // as a comment of the shell: the layer depends on what was mounted, so a bind's
 // content counts for the cache; that of caches and secrets does not, as in
 // BuildKit.
-func (st *stage) mounts(ctx context.Context, c *instructions.RunCommand) (mounts []RunMount, note string, err error) {
-	for _, asked := range instructions.GetMounts(c) {
+func (st *stage) mounts(ctx context.Context, c *dockerfile.Run) (mounts []RunMount, note string, err error) {
+	for _, asked := range c.Mounts {
 		m, digest, err := st.mount(ctx, asked)
 		if err != nil {
 			return nil, "", fmt.Errorf("RUN --mount=type=%s: %w", asked.Type, err)
@@ -35,15 +34,15 @@ func (st *stage) mounts(ctx context.Context, c *instructions.RunCommand) (mounts
 	return mounts, note, nil
 }
 
-func (st *stage) mount(ctx context.Context, asked *instructions.Mount) (*RunMount, string, error) {
+func (st *stage) mount(ctx context.Context, asked *dockerfile.Mount) (*RunMount, string, error) {
 	m := &RunMount{
-		Type: asked.Type, ReadOnly: asked.ReadOnly, Size: asked.SizeLimit, Sharing: asked.CacheSharing,
+		Type: asked.Type, ReadOnly: asked.ReadOnly, Size: asked.Size, Sharing: asked.Sharing,
 		UID: number(asked.UID), GID: number(asked.GID),
 	}
-	if asked.Type == instructions.MountTypeSecret {
+	if asked.Type == dockerfile.Secret {
 		return st.secret(m, asked)
 	}
-	if asked.Type == instructions.MountTypeSSH {
+	if asked.Type == dockerfile.SSH {
 		if asked.Required {
 			return nil, "", errdef.Unsupported.Errorf("there is no agent: the classic builder's protocol cannot forward one; pass a key with --secret instead")
 		}
@@ -56,9 +55,9 @@ func (st *stage) mount(ctx context.Context, asked *instructions.Mount) (*RunMoun
 		return nil, "", errdef.Invalid.Errorf("invalid mount target %q", asked.Target)
 	}
 	switch asked.Type {
-	case instructions.MountTypeTmpfs:
+	case dockerfile.Tmpfs:
 		return m, "", nil
-	case instructions.MountTypeCache:
+	case dockerfile.Cache:
 		return st.cacheMount(ctx, m, asked)
 	}
 	digest, err := st.content(ctx, m, asked)
@@ -67,8 +66,8 @@ func (st *stage) mount(ctx context.Context, asked *instructions.Mount) (*RunMoun
 
 // cacheMount names the directory after its ID, else its target, and what it
 // begins with.
-func (st *stage) cacheMount(ctx context.Context, m *RunMount, asked *instructions.Mount) (*RunMount, string, error) {
-	if m.CacheID = asked.CacheID; m.CacheID == "" {
+func (st *stage) cacheMount(ctx context.Context, m *RunMount, asked *dockerfile.Mount) (*RunMount, string, error) {
+	if m.CacheID = asked.ID; m.CacheID == "" {
 		m.CacheID = path.Clean(asked.Target)
 	}
 	m.Mode = mode(asked.Mode, 0o755)
@@ -84,7 +83,7 @@ func (st *stage) cacheMount(ctx context.Context, m *RunMount, asked *instruction
 }
 
 // content finds the files that a mount shows and gives a digest of them.
-func (st *stage) content(ctx context.Context, m *RunMount, asked *instructions.Mount) (string, error) {
+func (st *stage) content(ctx context.Context, m *RunMount, asked *dockerfile.Mount) (string, error) {
 	m.Path = path.Clean("/" + asked.Source)
 	var from *source
 	var err error
@@ -135,8 +134,8 @@ func (b *builder) withoutIgnored(ctx context.Context) (oci.ChainID, error) {
 }
 
 // secret is one that the client sent along.
-func (st *stage) secret(m *RunMount, asked *instructions.Mount) (*RunMount, string, error) {
-	id := asked.CacheID
+func (st *stage) secret(m *RunMount, asked *dockerfile.Mount) (*RunMount, string, error) {
+	id := asked.ID
 	if id == "" {
 		id = asked.Source
 	}

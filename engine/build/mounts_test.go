@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/minke-os/minke/engine/build/dockerfile"
 )
 
 func TestRunMountsAreReadAsBuildKitDoes(t *testing.T) {
@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=c --mount=type=cache,id=i,target=/c2,sharing=locke
 	}
 	want := []RunMount{
 		{Type: "cache", Target: "/w/c", CacheID: "c", Mode: 0o755},
-		{Type: "cache", Target: "/c2", CacheID: "i", Sharing: instructions.MountSharingLocked, Mode: 0o700, UID: 1, GID: 2, ReadOnly: true},
+		{Type: "cache", Target: "/c2", CacheID: "i", Sharing: dockerfile.Locked, Mode: 0o700, UID: 1, GID: 2, ReadOnly: true},
 		{Type: "tmpfs", Target: "/t", Size: 1024},
 		{Type: "bind", Target: "/b", Path: "/"},
 		{Type: "bind", Target: "/o", Path: "/out", ReadOnly: true},

@@ -4,37 +4,30 @@ import (
 	"bytes"
 	"strings"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
 // A plan is a parsed Dockerfile.
 type plan struct {
-	warnings []parser.Warning
-	global   []instructions.ArgCommand // before the first FROM
-	stages   []instructions.Stage
-	lex      *shell.Lex
+	*dockerfile.File
+	lex *shell.Lex
 }
 
-func parsePlan(dockerfile []byte) (*plan, error) {
-	if len(bytes.TrimSpace(dockerfile)) == 0 {
+func parsePlan(text []byte) (*plan, error) {
+	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, errdef.Invalid.Errorf("the Dockerfile is empty")
 	}
-	tree, err := parser.Parse(bytes.NewReader(dockerfile))
+	f, err := dockerfile.Parse(text)
 	if err != nil {
 		return nil, errdef.Invalid.Wrap(err)
 	}
-	stages, global, err := instructions.Parse(tree.AST, nil)
-	if err != nil {
-		return nil, errdef.Invalid.Wrap(err)
-	}
-	if len(stages) == 0 {
+	if len(f.Stages) == 0 {
 		return nil, errdef.Invalid.Errorf("no build stage in current context: the Dockerfile has no FROM")
 	}
-	return &plan{warnings: tree.Warnings, global: global, stages: stages, lex: shell.NewLex(tree.EscapeToken)}, nil
+	return &plan{f, shell.NewLex(f.Escape)}, nil
 }
 
 // prepare cuts the plan at the target and adds the labels of the request.
@@ -44,21 +37,23 @@ func (p *plan) prepare(o Options) error {
 		if !ok {
 			return errdef.Invalid.Errorf("failed to reach build target %s in Dockerfile", o.Target)
 		}
-		p.stages = p.stages[:i+1]
+		p.Stages = p.Stages[:i+1]
 	}
-	last := &p.stages[len(p.stages)-1]
+	last := &p.Stages[len(p.Stages)-1]
 	for _, k := range sorted(o.Labels) {
-		last.AddCommand(instructions.NewLabelCommand(k, o.Labels[k], true))
+		last.Commands = append(last.Commands, dockerfile.NewLabel(k, o.Labels[k]))
 	}
 	return nil
 }
 
 // find gives a stage by its name or number.
 func (p *plan) find(name string) (int, bool) {
-	if i, ok := instructions.HasStage(p.stages, name); ok {
-		return i, true
+	for i, st := range p.Stages {
+		if strings.EqualFold(st.Name, name) {
+			return i, true
+		}
 	}
-	return stageNumber(name, len(p.stages))
+	return stageNumber(name, len(p.Stages))
 }
 
 // stageNumber reads a number below n.
@@ -75,8 +70,8 @@ func stageNumber(s string, n int) (int, bool) {
 
 // steps is what "Step 1/n" counts to.
 func (p *plan) steps() int {
-	n := len(p.global) + len(p.stages)
-	for _, st := range p.stages {
+	n := len(p.Global) + len(p.Stages)
+	for _, st := range p.Stages {
 		n += len(st.Commands)
 	}
 	return n

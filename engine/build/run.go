@@ -6,23 +6,22 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
 // run is RUN.
-func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
-	if instructions.GetSecurity(c) != instructions.SecuritySandbox {
+func (st *stage) run(ctx context.Context, c *dockerfile.Run) error {
+	if c.Insecure {
 		return errdef.Unsupported.Errorf("RUN --security=insecure is not supported: a build gets no privileges; leave it out")
 	}
-	if len(instructions.GetDevices(c)) > 0 {
+	if len(c.Devices) > 0 {
 		return errdef.Unsupported.Errorf("RUN --device is not supported: a build gets no devices; leave it out")
 	}
 	if st.image == "" {
 		return errdef.Invalid.Errorf("no source image provided with `FROM scratch`: RUN has nothing to run; COPY or ADD a root file system first")
 	}
-	cmd := withShell(st.config.Config, withHeredocs(c.ShellDependantCmdLine))
+	cmd := withShell(st.config.Config, withHeredocs(c.Command))
 	env := st.args.env(st.config.Config.Env)
 	mounts, note, err := st.mounts(ctx, c)
 	if err != nil {
@@ -36,8 +35,8 @@ func (st *stage) run(ctx context.Context, c *instructions.RunCommand) error {
 	config.Env = slices.Concat(config.Env, env, st.args.proxies(config.Env))
 	config.Cmd, config.Entrypoint, config.Healthcheck = nil, nil, nil
 	host := st.o.Host
-	if n := instructions.GetNetwork(c); n != instructions.NetworkDefault {
-		host.NetworkMode = n
+	if c.Network != "default" {
+		host.NetworkMode = c.Network
 	}
 	var container string
 	res, err := st.Runner.Run(ctx, RunSpec{
@@ -74,20 +73,20 @@ func withArgs(env, cmd []string) []string {
 
 // withHeredocs gives the shell its here-documents back, which the parser has
 // taken out of the command line.
-func withHeredocs(c instructions.ShellDependantCmdLine) instructions.ShellDependantCmdLine {
-	if len(c.Files) == 0 || !c.PrependShell || len(c.CmdLine) == 0 {
+func withHeredocs(c dockerfile.Command) dockerfile.Command {
+	if len(c.Files) == 0 || !c.Shell || len(c.Line) == 0 {
 		return c
 	}
 	first := c.Files[0]
-	if alone := strings.TrimPrefix(strings.TrimPrefix(c.CmdLine[0], "<<"), "-"); len(c.Files) == 1 && strings.Trim(alone, `"'`) == first.Name {
-		c.CmdLine = []string{script(first.Data)}
+	if alone := strings.TrimPrefix(strings.TrimPrefix(c.Line[0], "<<"), "-"); len(c.Files) == 1 && strings.Trim(alone, `"'`) == first.Name {
+		c.Line = []string{script(first.Content())}
 		return c
 	}
-	text := c.CmdLine[0]
+	text := c.Line[0]
 	for _, f := range c.Files {
-		text += "\n" + f.Data + f.Name
+		text += "\n" + f.Text + f.Name
 	}
-	c.CmdLine = []string{text}
+	c.Line = []string{text}
 	return c
 }
 

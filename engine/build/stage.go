@@ -9,14 +9,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
@@ -29,7 +28,7 @@ type stage struct {
 	*builder
 	index int
 	name  string
-	plan  *instructions.Stage
+	plan  *dockerfile.Stage
 	lex   *shell.Lex
 	args  *args
 	own   io.Writer     // for what the stage says
@@ -61,7 +60,7 @@ func (st *stage) build(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		st.announce(sourceOf(c))
+		st.announce(c.String())
 		if err := st.do(ctx, c); err != nil {
 			return err
 		}
@@ -114,7 +113,7 @@ func (st *stage) printf(format string, args ...any) {
 
 // from begins the stage.
 func (st *stage) from(ctx context.Context) error {
-	st.announce(st.plan.SourceCode)
+	st.announce(st.plan.Source)
 	if err := st.setBase(ctx, st.plan); err != nil {
 		return err
 	}
@@ -133,13 +132,13 @@ func (st *stage) from(ctx context.Context) error {
 
 // setBase finds the image that FROM names: an earlier stage, scratch, an image
 // that is here, or one to pull.
-func (st *stage) setBase(ctx context.Context, s *instructions.Stage) error {
-	name, err := st.expandFrom(s.BaseName)
+func (st *stage) setBase(ctx context.Context, s *dockerfile.Stage) error {
+	name, err := st.expandFrom(s.Base)
 	if err != nil {
 		return err
 	}
 	if name == "" {
-		return errdef.Invalid.Errorf("base name (%s) should not be blank", s.BaseName)
+		return errdef.Invalid.Errorf("base name (%s) should not be blank", s.Base)
 	}
 	platform := st.o.Platform
 	if s.Platform != "" {
@@ -251,16 +250,15 @@ func (st *stage) trigger(ctx context.Context) error {
 	return nil
 }
 
-func parseLine(line string) (instructions.Command, error) {
-	tree, err := parser.Parse(strings.NewReader(line))
+func parseLine(line string) (dockerfile.Instruction, error) {
+	list, _, err := dockerfile.Instructions(line)
+	if err == nil && len(list) != 1 {
+		err = errdef.Invalid.Errorf("want one instruction")
+	}
 	if err != nil {
 		return nil, errdef.Invalid.Wrap(err)
 	}
-	if len(tree.AST.Children) != 1 {
-		return nil, errdef.Invalid.Errorf("want one instruction")
-	}
-	c, err := instructions.ParseCommand(tree.AST.Children[0])
-	return c, errdef.Invalid.Wrap(err)
+	return list[0], nil
 }
 
 // env is what words in instructions may refer to.
@@ -274,25 +272,25 @@ func (st *stage) expand(word string) (string, error) {
 }
 
 // do carries out one instruction.
-func (st *stage) do(ctx context.Context, c instructions.Command) error {
-	if e, ok := c.(instructions.SupportsSingleWordExpansion); ok {
+func (st *stage) do(ctx context.Context, c dockerfile.Instruction) error {
+	if e, ok := c.(dockerfile.Expandable); ok {
 		if err := e.Expand(st.expand); err != nil {
-			return errdef.Invalid.Errorf("failed to process %q: %w", sourceOf(c), err)
+			return errdef.Invalid.Errorf("failed to process %q: %w", c.String(), err)
 		}
 	}
 	switch c := c.(type) {
-	case *instructions.RunCommand:
+	case *dockerfile.Run:
 		return st.run(ctx, c)
-	case *instructions.CopyCommand:
+	case *dockerfile.Copy:
 		return st.copy(ctx, c)
-	case *instructions.AddCommand:
+	case *dockerfile.Add:
 		return st.add(ctx, c)
-	case *instructions.WorkdirCommand:
+	case *dockerfile.Workdir:
 		return st.workdir(ctx, c)
-	case *instructions.ArgCommand:
+	case *dockerfile.Arg:
 		return st.commit(ctx, st.nop(st.argComment(c)), nil)
 	}
-	if _, ok := c.(*instructions.HealthCheckCommand); ok {
+	if _, ok := c.(*dockerfile.Healthcheck); ok {
 		if old := st.config.Config.Healthcheck; old != nil && len(old.Test) > 0 && old.Test[0] != "NONE" {
 			st.printf("Note: overriding previous HEALTHCHECK: %v\n", old.Test)
 		}
@@ -301,7 +299,7 @@ func (st *stage) do(ctx context.Context, c instructions.Command) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := c.(*instructions.CmdCommand); ok {
+	if _, ok := c.(*dockerfile.Cmd); ok {
 		st.cmdSet = true
 	}
 	return st.commit(ctx, st.nop(comment), nil)
@@ -311,7 +309,7 @@ func (st *stage) words(word string) ([]string, error) { return st.lex.ProcessWor
 
 // argComment declares arguments and gives the history line, which has the
 // defaults that the Dockerfile gives, not the values, lest secrets show.
-func (st *stage) argComment(c *instructions.ArgCommand) string {
+func (st *stage) argComment(c *dockerfile.Arg) string {
 	var sb strings.Builder
 	sb.WriteString("ARG")
 	for _, arg := range c.Args {

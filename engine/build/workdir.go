@@ -8,14 +8,13 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-
+	"github.com/minke-os/minke/engine/build/dockerfile"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
 // workdir is WORKDIR, which makes the directory if it is missing.
-func (st *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand) error {
+func (st *stage) workdir(ctx context.Context, c *dockerfile.Workdir) error {
 	if c.Path == "" {
 		return errdef.Invalid.Errorf("cannot normalize nothing")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/minke-os/minke/engine/delta"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -54,7 +55,7 @@ func (p *pulling) findDeltas(ctx context.Context, missing []*layer) error {
 		}
 		return ctx.Err()
 	}
-	slices.SortStableFunc(artifacts, func(a, b descriptor) int { return cmp.Compare(p.distance(a), p.distance(b)) })
+	order.By(artifacts, func(a, b descriptor) int { return cmp.Compare(p.distance(a), p.distance(b)) })
 	for _, a := range artifacts[:min(len(artifacts), maxOffers)] {
 		m, err := p.s.manifest(ctx, string(a.Digest))
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -113,7 +114,7 @@ func newPushing(s *session, ref oci.Reference, o PushOptions, img store.Image) (
 	here := func(m *manifest) bool {
 		return slices.ContainsFunc(img.Digests, func(r oci.Reference) bool { return r.Repository() == ref.Repository() && r.Digest == m.digest })
 	}
-	slices.SortStableFunc(p.manifests, func(a, b *manifest) int {
+	order.By(p.manifests, func(a, b *manifest) int {
 		switch {
 		case here(a) && !here(b):
 			return -1

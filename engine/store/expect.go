@@ -287,7 +287,7 @@ func (c *comparing) judge(p string, st *unix.Stat_t, w *wanted, white bool) stri
 		return fmt.Sprintf("its mode is %o, not %o", st.Mode&0o7777, w.mode)
 	case w.rdev != uint64(st.Rdev):
 		return fmt.Sprintf("it is device %x, not %x", st.Rdev, w.rdev)
-	case anyFileSystemHas(w.time) && st.Mtim.Sec != w.time.Unix():
+	case anyFileSystemHas(w.time) && int64(st.Mtim.Sec) != w.time.Unix():
 		return fmt.Sprintf("its time is %d, not %d", st.Mtim.Sec, w.time.Unix())
 	case w.kind == tar.TypeSymlink:
 		if to, err := os.Readlink(p); err != nil || to != w.link {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -107,7 +106,13 @@ func (s *server) hostConfig(w http.ResponseWriter, _ *request) error {
 // defaultDNS is what dns: true means.
 const defaultDNS = "8.8.8.8:53"
 
-var hostnameForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+// isHostname wants a label of RFC 1123.
+func isHostname(s string) bool {
+	strange := func(c rune) bool {
+		return c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
+	}
+	return s != "" && len(s) <= 63 && !strings.ContainsFunc(s, strange) && strings.Trim(s, "-") == s
+}
 
 func (s *server) setHostConfig(w http.ResponseWriter, r *request) error {
 	if err := r.mayControl(); err != nil {
@@ -120,7 +125,7 @@ func (s *server) setHostConfig(w http.ResponseWriter, r *request) error {
 	var change HostChange
 	if v, given := network["hostname"]; given {
 		name, isText := v.(string)
-		if !isText || name != "" && !hostnameForm.MatchString(name) {
+		if !isText || name != "" && !isHostname(name) {
 			return textError(http.StatusBadRequest, "network.hostname: want letters, digits and hyphens, not %v", v)
 		}
 		change.Hostname = &name

@@ -22,8 +22,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/client"
-
+	"github.com/minke-os/minke/internal/order"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/plan"
 )
 
@@ -116,7 +116,7 @@ func (h *Hub) Stream(ctx context.Context, o Options, emit func(Message) error) e
 	for _, c := range containers {
 		history = append(history, h.history(ctx, c, o)...)
 	}
-	slices.SortStableFunc(history, func(a, b Message) int { return int(a.Timestamp - b.Timestamp) })
+	order.By(history, func(a, b Message) int { return int(a.Timestamp - b.Timestamp) })
 	for _, m := range history {
 		if err := emit(m); err != nil {
 			return err

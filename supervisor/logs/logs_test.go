@@ -13,9 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/plan"
 )
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/mount"
+
+	"github.com/minke-os/minke/internal/order"
 )
 
 // LockDir is the host directory that a service sees as /tmp/balena.
@@ -34,7 +36,7 @@ func (c *composer) mounts() {
 	c.bindMount(dir + ":/tmp/resin")
 	c.bindMount(dir + ":/tmp/balena")
 	slices.Sort(c.spec.Host.Binds)
-	slices.SortFunc(c.spec.Host.Mounts, func(a, b mount.Mount) int { return strings.Compare(a.Target, b.Target) })
+	order.By(c.spec.Host.Mounts, func(a, b mount.Mount) int { return strings.Compare(a.Target, b.Target) })
 }
 
 func (c *composer) bindMount(bind string) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/supervisor/contract"
 )
 
@@ -87,7 +88,7 @@ func (p *parser) finish(t Target) (Target, error) {
 	if len(p.problems) > 0 {
 		return Target{}, errdef.Invalid.Errorf("%s", strings.Join(p.problems, "\n"))
 	}
-	slices.SortFunc(t.Apps, func(a, b App) int { return cmp.Compare(a.ID, b.ID) })
+	order.By(t.Apps, func(a, b App) int { return cmp.Compare(a.ID, b.ID) })
 	for i := 1; i < len(t.Apps); i++ {
 		if t.Apps[i].ID == t.Apps[i-1].ID {
 			return Target{}, errdef.Invalid.Errorf("apps: two applications have the ID %d", t.Apps[i].ID)
@@ -275,7 +276,7 @@ func (p *parser) service(name string, m map[string]any, path string) Service {
 }
 
 func (p *parser) app(app App, path string) App {
-	slices.SortFunc(app.Services, func(a, b Service) int { return strings.Compare(a.Name, b.Name) })
+	order.By(app.Services, func(a, b Service) int { return strings.Compare(a.Name, b.Name) })
 	for i := 1; i < len(app.Services); i++ {
 		if app.Services[i].Name == app.Services[i-1].Name {
 			p.fail(path+".services", "two services are named %q", app.Services[i].Name)

@@ -19,8 +19,9 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/client"
 
+	"github.com/minke-os/minke/internal/order"
+	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
 )
@@ -31,7 +32,7 @@ type Engine interface {
 	ContainerInspect(context.Context, string, client.ContainerInspectOptions) (client.ContainerInspectResult, error)
 	NetworkList(context.Context, client.NetworkListOptions) (client.NetworkListResult, error)
 	VolumeList(context.Context, client.VolumeListOptions) (client.VolumeListResult, error)
-	ImageInspect(context.Context, string, ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	ImageInspect(context.Context, string) (client.ImageInspectResult, error)
 }
 
 // Observe lists what the engine has, and which of the images are present; name
@@ -83,7 +84,7 @@ func containers(ctx context.Context, e Engine) ([]plan.Container, error) {
 			out = append(out, c)
 		}
 	}
-	slices.SortFunc(out, func(a, b plan.Container) int {
+	order.By(out, func(a, b plan.Container) int {
 		if n := a.Created.Compare(b.Created); n != 0 {
 			return n
 		}
@@ -177,7 +178,7 @@ func networks(ctx context.Context, e Engine) ([]plan.Network, error) {
 		app, _ := strconv.Atoi(label(n.Labels, "app-id"))
 		out = append(out, plan.Network{Name: n.Name, App: model.AppID(app), Print: model.Fingerprint(n.Labels[model.LabelPrint])})
 	}
-	slices.SortFunc(out, func(a, b plan.Network) int { return strings.Compare(a.Name, b.Name) })
+	order.By(out, func(a, b plan.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -209,6 +210,6 @@ func volumes(ctx context.Context, e Engine) ([]plan.Volume, error) {
 		}
 		out = append(out, plan.Volume{Name: v.Name, App: model.AppID(app), Driver: v.Driver, Options: v.Options, Labels: v.Labels})
 	}
-	slices.SortFunc(out, func(a, b plan.Volume) int { return strings.Compare(a.Name, b.Name) })
+	order.By(out, func(a, b plan.Volume) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }

@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/supervisor/model"
 )
 
@@ -267,6 +268,6 @@ func goneApps(want Want, cur Current, f Facts) []model.AppSpec {
 			add(id)
 		}
 	}
-	slices.SortFunc(out, func(a, b model.AppSpec) int { return int(a.ID) - int(b.ID) })
+	order.By(out, func(a, b model.AppSpec) int { return int(a.ID) - int(b.ID) })
 	return out
 }

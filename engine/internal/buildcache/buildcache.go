@@ -22,7 +22,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +29,7 @@ import (
 
 	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 )
 
 // A Cache is a root with directories.
@@ -225,7 +225,7 @@ func (c *Cache) List() ([]Entry, error) {
 		c.mu.Unlock()
 		all = append(all, e)
 	}
-	slices.SortStableFunc(all, func(a, b Entry) int { return a.LastUsed.Compare(b.LastUsed) })
+	order.By(all, func(a, b Entry) int { return a.LastUsed.Compare(b.LastUsed) })
 	return all, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 )
 
 // Join gives a container its interfaces, addresses, routes, names and
@@ -96,7 +97,7 @@ func inNameOrder(in []Endpoint) []Endpoint {
 		return 1
 	}
 	out := slices.Clone(in)
-	slices.SortStableFunc(out, func(a, b Endpoint) int { return named(a) - named(b) })
+	order.By(out, func(a, b Endpoint) int { return named(a) - named(b) })
 	return out
 }
 
@@ -244,16 +245,16 @@ type exits struct {
 func (h *Host) exitsOf(m *member) (x exits) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	order := make([]*state, 0, len(m.endpoints))
+	ranked := make([]*state, 0, len(m.endpoints))
 	for id := range m.endpoints {
 		if n := h.networks[id]; n != nil && n.outside() {
-			order = append(order, n)
+			ranked = append(ranked, n)
 		}
 	}
-	slices.SortFunc(order, func(a, b *state) int {
+	order.By(ranked, func(a, b *state) int {
 		return cmp.Or(m.endpoints[b.ID].settings.GwPriority-m.endpoints[a.ID].settings.GwPriority, cmp.Compare(a.Name, b.Name))
 	})
-	for _, n := range order {
+	for _, n := range ranked {
 		l := m.endpoints[n.ID]
 		for _, f := range []struct {
 			route         *defaultRoute

@@ -24,7 +24,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 
@@ -34,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/order"
 )
 
 // Options say what the host's networks look like. The zero value works.
@@ -254,7 +254,7 @@ func (h *Host) Networks() []network.Network {
 	for _, n := range h.networks {
 		out = append(out, n.Network)
 	}
-	slices.SortFunc(out, func(a, b network.Network) int { return strings.Compare(a.Name, b.Name) })
+	order.By(out, func(a, b network.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -165,9 +165,9 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-var ifNames = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}$`)
+var ifNames = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$`)
 
-func validIfName(s string) bool { return ifNames.MatchString(s) }
+func validIfName(s string) bool { return len(s) <= 15 && ifNames.MatchString(s) } // IFNAMSIZ without its NUL
 
 // A sysctl of one interface, below /proc/sys.
 type sysctl struct{ path, value string }

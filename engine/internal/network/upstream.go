@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/minke-os/minke/internal/order"
 )
 
 const (
@@ -84,7 +86,7 @@ func (u *upstream) servers() []netip.Addr {
 		}
 		return 0
 	}
-	slices.SortStableFunc(list, func(a, b netip.Addr) int { return late(a) - late(b) })
+	order.By(list, func(a, b netip.Addr) int { return late(a) - late(b) })
 	return list
 }
 

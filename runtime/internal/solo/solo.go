@@ -5,7 +5,7 @@
 //
 //	<root>/<id>/state.json   version 1; written when the init is ready, by rename
 //	<root>/<id>/start.sock   where the init waits to be started; its absence says it was
-//	<root>/seccomp/<hash>    compiled filters
+//	<root>/seccomp/<random>  compiled filters
 //
 // What a container does now is always asked of the kernel: the process by its
 // ID and start time, so that a number used again is not taken for it, and the
