@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -22,6 +25,7 @@ import (
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/order"
+	"github.com/minke-os/minke/internal/overlay"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -467,14 +471,37 @@ func (e *Engine) commitLayer(ctx context.Context, r *record) (store.Layer, error
 	}
 	upper := filepath.Join(e.containerDir(r.ID), "upper")
 	for target := range e.ownTargets(r) {
-		// An empty file that the runtime made to mount on.
-		if fi, err := os.Lstat(filepath.Join(upper, target)); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 && !r.runs() {
-			if err := os.Remove(filepath.Join(upper, target)); err != nil {
-				return store.Layer{}, fmt.Errorf("commit: %w", err)
-			}
+		// A running container needs them.
+		for ; target != "/" && err == nil && !r.runs(); target = path.Dir(target) {
+			err = removeMountPoint(upper, target, m)
 		}
 	}
+	if err != nil {
+		return store.Layer{}, fmt.Errorf("commit: %w", err)
+	}
 	return e.images.Commit(ctx, r.Layer, upper, m)
+}
+
+// removeMountPoint removes an empty file or directory that was made to mount on,
+// or to hold such.
+func removeMountPoint(upper, target string, m overlay.Mount) error {
+	made := filepath.Join(upper, target)
+	fi, err := os.Lstat(made)
+	if err != nil || !(fi.Mode().IsRegular() && fi.Size() == 0) && !(fi.IsDir() && !inLayers(m, target)) {
+		return nil
+	}
+	if err := os.Remove(made); err != nil && !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// inLayers reports whether some layer below a container's own has a path.
+func inLayers(m overlay.Mount, name string) bool {
+	return slices.ContainsFunc(m.Lower, func(dir string) bool {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		return err == nil
+	})
 }
 
 // imageConfig is what an image keeps of a container's configuration.

@@ -192,3 +192,29 @@ RUN --mount=type=cache,target=/c wc -l < /c/log
 		})
 	}
 }
+
+// The engine makes mount points where an image has none, such as /proc. They
+// are no change that the command made.
+func TestCommandThatChangesNothingMakesNoLayer(t *testing.T) {
+	t.Parallel()
+	d := testdaemon.Start(t)
+	layers := func(name string) int {
+		img, err := d.ImageInspect(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(img.RootFS.Layers)
+	}
+	if _, err := build(t.Context(), d.Client, "FROM scratch\nCOPY --from=busybox /bin /bin\nRUN true\n", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := layers("built"); n != 1 {
+		t.Errorf("COPY and a RUN that changes nothing make %d layers, want 1", n)
+	}
+	if _, err := build(t.Context(), d.Client, "FROM scratch\nCOPY --from=busybox /bin /bin\nRUN chmod 700 /dev || mkdir -p /proc/x /dev/x; echo 1 > /file\n", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := layers("built"); n != 2 {
+		t.Errorf("COPY and a RUN that writes a file make %d layers, want 2", n)
+	}
+}
