@@ -17,14 +17,14 @@
 // patched with their symbols laid out in bytes, see deflate.go.
 //
 // What always holds: applying uses a bounded amount of memory, whatever the size
-// of the image and its files (Window bytes several times over), and every
-// content, and the layer as a whole, is checked against its digest before
+// of the image and its files and their number (Window bytes several times over; lists
+// are in a Scratch), and every content, and the layer as a whole, is checked against its digest before
 // anything can come of it. A delta is foreign bytes: whatever it says is checked
 // before it is believed, and errors of kind errdef.Invalid say what is wrong.
 //
 // Nothing is kept while a delta is applied. A caller that stores each content as
 // it is complete may ask, after whatever interrupted it, for the segments whose
-// contents it still lacks (Delta.Missing) and needs no journal.
+// contents it still lacks (Segment.Missing) and needs no journal.
 //
 // The format is in docs/delta-format.md.
 package delta

@@ -12,7 +12,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/minke-os/minke/internal/errdef"
-	"github.com/minke-os/minke/oci"
 )
 
 // A skeleton is coded in chunks of entries, each in four columns so that like
@@ -72,10 +71,10 @@ func (t *times) value(d, base int64, hasBase bool) int64 {
 // A skeletonWriter codes entries.
 type skeletonWriter struct {
 	w     io.Writer
-	base  map[string][]int // entries of the base by key
+	base  map[headKey][]int // entries of the base by key
 	bases []*entry
 	next  int // of the base
-	news  map[oci.Digest]int
+	news  map[sum]int
 	seen  int // new contents so far
 	cols  columns
 	n     int
@@ -152,7 +151,8 @@ func (w *skeletonWriter) contentCode(c *Content, from *entry) (code byte, number
 	case from != nil && from.content != nil && *from.content == *c:
 		return contentBase, 0
 	}
-	i, isNew := w.news[c.Digest]
+	s, _ := sumOf(c.Digest)
+	i, isNew := w.news[s]
 	switch {
 	case !isNew:
 		return contentSum, 0
@@ -201,11 +201,13 @@ type Contents func(c Content, kept bool) (io.ReadCloser, error)
 func (d *Delta) WriteTar(ctx context.Context, w io.Writer, skeleton io.Reader, base Records, contents Contents) error {
 	out := &limited{w: w, left: d.TarSize}
 	buf := make([]byte, copyBuffer)
+	var head []byte
 	return d.entries(skeleton, base, func(e *entry) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := out.Write(e.filled()); err != nil {
+		head = e.appendFilled(head[:0])
+		if _, err := out.Write(head); err != nil {
 			return err
 		}
 		if e.content == nil {
@@ -265,7 +267,7 @@ func (d *Delta) entries(skeleton io.Reader, base Records, emit func(*entry) erro
 		return err
 	}
 	defer z.Close()
-	r := skeletonReader{d: d, r: bufio.NewReader(z), base: next}
+	r := skeletonReader{contents: d.contents, next: d.contents.cursor(), r: bufio.NewReader(z), base: next}
 	for {
 		n, err := binary.ReadUvarint(r.r)
 		if err != nil {
@@ -293,11 +295,11 @@ func (d *Delta) entries(skeleton io.Reader, base Records, emit func(*entry) erro
 }
 
 type skeletonReader struct {
-	d     *Delta
-	r     *bufio.Reader
-	base  func() (*entry, error, bool)
-	seen  int
-	times times
+	contents list
+	next     *cursor // of it
+	r        *bufio.Reader
+	base     func() (*entry, error, bool)
+	times    times
 
 	cols                    columns
 	kinds, tms, heads, sums column
@@ -426,8 +428,8 @@ func (r *skeletonReader) content(code byte, from *entry) (*Content, error) {
 		}
 		return from.content, nil
 	case contentNext:
-		r.seen++
-		return r.news(uint64(r.seen - 1))
+		c, err := r.next.next()
+		return &c, err
 	case contentNew:
 		n, err := binary.ReadUvarint(&r.kinds)
 		if err != nil {
@@ -451,10 +453,11 @@ func (r *skeletonReader) content(code byte, from *entry) (*Content, error) {
 }
 
 func (r *skeletonReader) news(n uint64) (*Content, error) {
-	if n >= uint64(len(r.d.Contents)) {
+	if n >= uint64(r.contents.n) {
 		return nil, errors.New("a new content that is not in the list")
 	}
-	return &r.d.Contents[n], nil
+	c, err := r.contents.at(int(n))
+	return &c, err
 }
 
 // A column is read from the front.
