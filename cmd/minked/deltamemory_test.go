@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/moby/moby/client"
 
 	"github.com/minke-os/minke/internal/testdaemon"
@@ -33,7 +34,7 @@ func TestApplyingADeltaTakesLittleMemory(t *testing.T) {
 	ctx := t.Context()
 	program := randomBytes(1, 5<<20)
 	notes := []byte(hex.EncodeToString(randomBytes(5, 400_000)))
-	files := map[string][]byte{"program": program, "new": randomBytes(2, 3<<20), "notes.gz": gzipOf(notes)}
+	files := map[string][]byte{"program": program, "new": randomBytes(2, 3<<20), "notes.gz": gzipOf(notes), "notes.zst": zstdOf(notes[:400_000])}
 	for i := range 1000 {
 		files[fmt.Sprintf("data/%d/%d", i/50, i)] = randomBytes(uint64(10+i), 600)
 	}
@@ -45,6 +46,7 @@ func TestApplyingADeltaTakesLittleMemory(t *testing.T) {
 	}
 	files["program"], files["new"] = changed, randomBytes(3, 3<<20)
 	files["notes.gz"] = gzipOf(append([]byte("changed"), notes...))
+	files["notes.zst"] = zstdOf(append([]byte("changed"), notes[:400_000]...))
 	for i := 0; i < 1000; i += 2 {
 		name := fmt.Sprintf("data/%d/%d", i/50, i)
 		files[name] = append([]byte("changed"), files[name]...)
@@ -198,6 +200,11 @@ func gzipOf(b []byte) []byte {
 	w.Write(b)
 	w.Close()
 	return buf.Bytes()
+}
+
+func zstdOf(b []byte) []byte {
+	w, _ := zstd.NewWriter(nil) // without options nothing can be wrong
+	return w.EncodeAll(b, nil)
 }
 
 // highWater is the most memory that a process has had, in kB.

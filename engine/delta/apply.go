@@ -49,7 +49,7 @@ func (a *Applier) Apply(d *Delta, s Segment, r io.Reader, open func(Content) (Fi
 		if err != nil {
 			return err
 		}
-		if err := a.content(c, s.bases, d.opens, open, sink); err != nil {
+		if err := a.content(c, s.bases, d.version, open, sink); err != nil {
 			sink.Abort()
 			return fmt.Errorf("content %s: %w", c.Digest, err)
 		}
@@ -89,9 +89,9 @@ type Sink interface {
 	Abort()
 }
 
-func (a *Applier) content(c Content, bases list, opens bool, open func(Content) (File, error), w io.Writer) error {
+func (a *Applier) content(c Content, bases list, version int, open func(Content) (File, error), w io.Writer) error {
 	h := sha256.New()
-	if err := a.make(c, bases, opens, open, io.MultiWriter(w, h)); err != nil {
+	if err := a.make(c, bases, version, open, io.MultiWriter(w, h)); err != nil {
 		return err
 	}
 	return verify(h, c)
@@ -104,7 +104,7 @@ func verify(h hash.Hash, c Content) error {
 	return nil
 }
 
-func (a *Applier) make(c Content, bases list, opens bool, open func(Content) (File, error), w io.Writer) error {
+func (a *Applier) make(c Content, bases list, version int, open func(Content) (File, error), w io.Writer) error {
 	kind, err := a.r.ReadByte()
 	if err != nil {
 		return invalid("segment", noEOF(err))
@@ -115,7 +115,7 @@ func (a *Applier) make(c Content, bases list, opens bool, open func(Content) (Fi
 			return invalid("segment", noEOF(err))
 		}
 		return nil
-	case kind == patched || kind == inside && opens:
+	case kind == patched || kind == inside && version >= opensDeflate:
 		base, err := readBase(a.r, bases)
 		if err != nil {
 			return invalid("base", err)
@@ -125,7 +125,7 @@ func (a *Applier) make(c Content, bases list, opens bool, open func(Content) (Fi
 			return fmt.Errorf("base %s: %w", base.Digest, err)
 		}
 		if kind == inside {
-			err = a.inside(w, f, base, c)
+			err = a.inside(w, f, base, c, version)
 		} else {
 			err = applyPatch(w, a.r, f, base.Size, c.Size, &a.buf)
 		}
@@ -138,7 +138,7 @@ func (a *Applier) make(c Content, bases list, opens bool, open func(Content) (Fi
 }
 
 // inside makes a content whose opened form a patch makes of that of the base.
-func (a *Applier) inside(w io.Writer, f File, base, c Content) error {
+func (a *Applier) inside(w io.Writer, f File, base, c Content, version int) error {
 	size, err := number(a.r, maxOpened)
 	if err != nil {
 		return err
@@ -150,7 +150,7 @@ func (a *Applier) inside(w io.Writer, f File, base, c Content) error {
 	if _, err := io.ReadFull(io.NewSectionReader(f, 0, base.Size), a.file); err != nil {
 		return noEOF(err)
 	}
-	form, ok := opened(a.form[:0], a.file)
+	form, ok := opened(a.form[:0], a.file, version)
 	if a.form = form; !ok {
 		return errors.New("a base that cannot be opened")
 	}
@@ -159,7 +159,7 @@ func (a *Applier) inside(w io.Writer, f File, base, c Content) error {
 	if a.made = made.Bytes(); err != nil {
 		return err
 	}
-	a.file, err = closed(slices.Grow(a.file[:0], int(c.Size)), a.made, c.Size)
+	a.file, err = closed(slices.Grow(a.file[:0], int(c.Size)), a.made, c.Size, version)
 	if err == nil && int64(len(a.file)) != c.Size {
 		err = errors.New("a compressed file of another size than it says")
 	}

@@ -358,11 +358,12 @@ func hostile(t testing.TB) (data []byte, base func() Records, s shelf) {
 	s = shelf{}
 	before := version1()[290:]
 	before[16].data = string(gzipped(9, words(300)))
+	before = append(before, member{name: "module.zst", data: stored(t, "old.zst")})
 	old := layerOf(t, tarOf(t, before), s)
 	m := version1()[290:]
 	m[11].data = edited(m[11].data, 5000, "changed")
 	m[16].data = string(gzipped(9, words(300)+"more"))
-	m = append(m, member{name: "new", data: "something new that is sent whole, and is long enough to be worth it"})
+	m = append(m, member{name: "module.zst", data: stored(t, "new.zst")}, member{name: "new", data: "something new that is sent whole, and is long enough to be worth it"})
 	data = makeDelta(t, layerOf(t, tarOf(t, m), s), []Layer{old}, s)
 	return data, old.Records, s
 }
@@ -374,7 +375,7 @@ func TestDamagedDeltasAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !d.opens {
+	if d.version != opensZstd {
 		t.Fatal("nothing in it is opened")
 	}
 	device := func() shelf {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"iter"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
@@ -25,15 +27,30 @@ const (
 	BaseLayer   = "io.minke.delta.skeleton" // annotation of a layer: diff ID of the layer whose skeleton it needs, if any
 )
 
-// Version 2 has contents that are opened.
+// magic begins a delta, with its version in place of the 1: the least that has what
+// is in it.
 const (
-	magic  = "minke delta 1\n"
-	magic2 = "minke delta 2\n"
+	magic     = "minke delta 1\n"
+	versionAt = len("minke delta ")
+)
+
+const (
+	opensDeflate = 2 // contents that are opened
+	opensZstd    = 3 // also those of zstd
 )
 
 // Is reports whether these are the first bytes of a delta.
-func Is(head []byte) bool {
-	return bytes.HasPrefix(head, []byte(magic)) || bytes.HasPrefix(head, []byte(magic2))
+func Is(head []byte) bool { return versionOf(head) > 0 }
+
+// versionOf is 0 for what is no delta, or of a later version.
+func versionOf(head []byte) int {
+	if len(head) < len(magic) || head[versionAt] < '1' || head[versionAt] > '0'+opensZstd {
+		return 0
+	}
+	if string(head[:versionAt]) != magic[:versionAt] || string(head[versionAt+1:len(magic)]) != magic[versionAt+1:] {
+		return 0
+	}
+	return int(head[versionAt] - '0')
 }
 
 // Limits of what is believed.
@@ -52,7 +69,7 @@ type Delta struct {
 	Base     oci.DiffID // the layer whose skeleton it builds on, or ""
 	Skeleton Section
 
-	opens    bool // some content is opened: version 2
+	version  int
 	contents list // that it brings
 	scratch  io.ReaderAt
 	segments int
@@ -125,8 +142,9 @@ func Read(r io.Reader, scratch Scratch) (*Delta, error) {
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, invalid("header", noEOF(err))
 	}
-	if !Is(head) {
-		return nil, errdef.Invalid.Errorf("not a delta of version 1 or 2")
+	version := versionOf(head)
+	if version == 0 {
+		return nil, errdef.Invalid.Errorf("not a delta of the versions 1 to %d", opensZstd)
 	}
 	n := binary.BigEndian.Uint32(head[len(magic):])
 	if n > maxHeader {
@@ -138,7 +156,7 @@ func Read(r io.Reader, scratch Scratch) (*Delta, error) {
 		return nil, invalid("header", err)
 	}
 	defer z.Close()
-	d := &Delta{opens: string(head[:len(magic)]) == magic2, scratch: scratch}
+	d := &Delta{version: version, scratch: scratch}
 	d.Skeleton.Offset = int64(len(head)) + int64(n)
 	in := headerReader{Reader: bufio.NewReader(z), w: bufio.NewWriter(scratch), scratch: scratch}
 	if err := in.decode(d); err != nil {
@@ -300,7 +318,7 @@ type header struct {
 	contents     []Content
 	skeleton     int64 // bytes
 	segments     []segmentCode
-	opens        bool
+	version      int
 }
 
 // encode is the delta up to its skeleton.
@@ -323,11 +341,8 @@ func (h *header) encode() ([]byte, error) {
 	if frame.Len() > maxHeader {
 		return nil, errdef.Invalid.Errorf("a delta of %d contents is too large", len(h.contents))
 	}
-	version := magic
-	if h.opens {
-		version = magic2
-	}
-	b := append([]byte(version), 0, 0, 0, 0)
+	b := append([]byte(magic), 0, 0, 0, 0)
+	b[versionAt] = '0' + byte(h.version)
 	binary.BigEndian.PutUint32(b[len(magic):], uint32(frame.Len()))
 	return append(b, frame.Bytes()...), nil
 }
@@ -380,4 +395,13 @@ func appendSum(b []byte, d oci.Digest) ([]byte, error) {
 		return nil, errdef.Invalid.Errorf("the digest %q is no SHA-256", d)
 	}
 	return append(b, s[:]...), nil
+}
+
+func invalid(what string, err error) error {
+	return errdef.Invalid.Errorf("delta: %s: %w", what, err)
+}
+
+// decoder reads one zstd frame within the memory that a delta may need.
+func decoder(r io.Reader) (*zstd.Decoder, error) {
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(Window))
 }

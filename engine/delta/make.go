@@ -53,7 +53,7 @@ func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open fu
 	if o.Memory == 0 {
 		o.Memory = 1 << 30
 	}
-	m := &maker{o: o, open: open, header: header{target: target.DiffID}}
+	m := &maker{o: o, open: open, header: header{target: target.DiffID, version: 1}}
 	if err := m.survey(target, bases); err != nil {
 		return "", err
 	}
@@ -313,9 +313,13 @@ func (m *maker) content(w *zstd.Encoder, s *segmentCode, i int) error {
 		if old == nil {
 			continue // too large
 		}
-		best.better(patched, base.Content, m.patches(old, data, all))
+		best.better(coded{how: patched, base: base.Content}, m.patches(old, data, all))
 		if oldForm := openable(old); form != nil && oldForm != nil {
-			best.better(inside, base.Content, m.patches(oldForm, form, all))
+			version := opensDeflate
+			if hasFrame(form) || hasFrame(oldForm) {
+				version = opensZstd
+			}
+			best.better(coded{how: inside, version: version, base: base.Content}, m.patches(oldForm, form, all))
 		}
 		if best.cost < c.Size/16 {
 			break // another base would hardly do better
@@ -333,7 +337,7 @@ func (m *maker) content(w *zstd.Encoder, s *segmentCode, i int) error {
 	if best.how == inside {
 		head = binary.AppendUvarint(head, uint64(len(form)))
 		m.mu.Lock()
-		m.opens = true
+		m.version = max(m.version, best.version)
 		m.mu.Unlock()
 	}
 	if _, err = w.Write(head); err != nil {
@@ -344,27 +348,29 @@ func (m *maker) content(w *zstd.Encoder, s *segmentCode, i int) error {
 
 // coded is how a content is coded best, as far as is known.
 type coded struct {
-	how   byte
-	base  Content
-	patch patchCode
-	cost  int64
+	how     byte
+	version int // that has this way, for inside
+	base    Content
+	patch   patchCode
+	cost    int64
 }
 
-func (c *coded) better(how byte, base Content, patches []patchCode) {
-	for _, p := range patches {
-		if n := cost(p.b); n < c.cost {
-			*c = coded{how, base, p, n}
+// better takes another way if that is cheaper with one of the patches.
+func (c *coded) better(way coded, patches []patchCode) {
+	for _, way.patch = range patches {
+		if way.cost = cost(way.patch.b); way.cost < c.cost {
+			*c = way
 		}
 	}
 }
 
 // openable is a file's opened form, or nil if it has none that gives it again.
 func openable(data []byte) []byte {
-	form, ok := opened(nil, data)
+	form, ok := opened(nil, data, opensZstd)
 	if !ok {
 		return nil
 	}
-	again, err := closed(nil, form, int64(len(data)))
+	again, err := closed(nil, form, int64(len(data)), opensZstd)
 	if err != nil || !bytes.Equal(again, data) {
 		return nil
 	}

@@ -349,10 +349,3 @@ func (d *differences) apply(part []byte) {
 	}
 	d.gap -= len(part)
 }
-
-func noEOFIfAny(err error) error {
-	if err == nil {
-		return nil
-	}
-	return noEOF(err)
-}
