@@ -5,13 +5,9 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,10 +20,9 @@ import (
 )
 
 // The directory loose/ says which objects are there that no layer has yet: a file for
-// each flush, named for when it was, in seconds since 1970, and by a number of its
-// own, has their names, one after the other. GC spares them for looseFor. (In
-// minke.db many would stay: it does not shrink, and what is read of it counts as
-// the daemon's memory.)
+// each Loose has their names, one after the other. GC spares them until looseFor
+// after it was last written to. (In minke.db many would stay: it does not shrink,
+// and what is read of it counts as the daemon's memory.)
 
 // looseFor is how long an update that broke off keeps what it has brought.
 const looseFor = 14 * 24 * time.Hour
@@ -130,7 +125,6 @@ func (l *Loose) Open(c delta.Content) (*os.File, error) {
 }
 
 func (l *Loose) findLocked(c delta.Content) (string, error) {
-	missing := errdef.NotFound.Errorf("there is no content %s here", c.Digest)
 	d, err := parseSum(c.Digest)
 	if err != nil {
 		return "", err
@@ -144,16 +138,13 @@ func (l *Loose) findLocked(c delta.Content) (string, error) {
 			return l.staged(name), nil
 		}
 	}
-	if !l.s.links {
-		return "", missing
-	}
-	if l.byLink == nil {
+	if l.s.links && l.byLink == nil {
 		if l.byLink, err = l.s.linked(); err != nil {
 			return "", err
 		}
 	}
 	if name = l.byLink[d]; name == "" {
-		return "", missing
+		return "", errdef.NotFound.Errorf("there is no content %s here", c.Digest)
 	}
 	return l.s.objectFile(name), nil
 }
@@ -273,7 +264,7 @@ func (l *Loose) flushLocked() error {
 		return os.NewSyscallError("syncfs", err)
 	}
 	// Recorded first: an object without a record would go at the next GC.
-	if err := l.s.rememberLoose(l.fresh); err != nil {
+	if err := l.s.rememberLoose(filepath.Base(l.dir), l.fresh); err != nil {
 		return err
 	}
 	touched := map[string]bool{}
@@ -291,14 +282,28 @@ func (l *Loose) flushLocked() error {
 	return nil
 }
 
-func (s *Store) rememberLoose(all []sum) error {
+// rememberLoose adds to a file in loose/. A power cut may leave a part, and lets GC
+// have the objects that are not in it.
+func (s *Store) rememberLoose(file string, all []sum) error {
 	names := make([]byte, 0, len(all)*nameLen)
 	for _, d := range all {
 		names = append(names, d.name()...)
 	}
 	s.looseMu.Lock()
 	defer s.looseMu.Unlock()
-	return durable.WriteFile(s.path("loose", fmt.Sprintf("%d-%d", time.Now().Unix(), rand.Uint64())), names, 0o600)
+	// Opened each time, for changeLoose may have replaced it.
+	f, err := os.OpenFile(s.path("loose", file), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(names)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return durable.SyncDir(s.path("loose"))
 }
 
 // forgetLoose forgets those that are in the set, whoever remembered them.
@@ -308,8 +313,8 @@ func (s *Store) forgetLoose(in *pinSet) error {
 
 // looseObjects are those that GC spares. It forgets the old ones.
 func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
-	return s.changeLoose(func(made time.Time, name []byte) bool {
-		if now.Sub(made) > looseFor {
+	return s.changeLoose(func(written time.Time, name []byte) bool {
+		if now.Sub(written) > looseFor {
 			return false
 		}
 		live[string(name)] = struct{}{}
@@ -318,7 +323,7 @@ func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
 }
 
 // changeLoose keeps those that are to be remembered further.
-func (s *Store) changeLoose(keep func(made time.Time, name []byte) bool) error {
+func (s *Store) changeLoose(keep func(written time.Time, name []byte) bool) error {
 	s.looseMu.Lock()
 	defer s.looseMu.Unlock()
 	files, err := os.ReadDir(s.path("loose"))
@@ -326,36 +331,73 @@ func (s *Store) changeLoose(keep func(made time.Time, name []byte) bool) error {
 		return err
 	}
 	for _, f := range files {
-		path := s.path("loose", f.Name())
-		names, err := os.ReadFile(path)
-		if err != nil {
-			s.log.Error("what an unfinished update has brought is forgotten", "why", err)
-		}
-		at, _, _ := strings.Cut(f.Name(), "-")
-		seconds, _ := strconv.ParseInt(at, 10, 64) // what is not ours is old
-		var left []byte
-		for name := range slices.Chunk(names, nameLen) {
-			if len(name) == nameLen && keep(time.Unix(seconds, 0), name) {
-				left = append(left, name...)
-			}
-		}
-		err = nil
-		if len(left) == 0 {
-			err = os.Remove(path) // after a power cut it may be there again, for its time
-		} else if len(left) < len(names) {
-			err = durable.WriteFile(path, left, 0o600)
-		}
-		if err != nil {
+		if err := s.changeLooseFile(s.path("loose", f.Name()), keep); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (s *Store) changeLooseFile(path string, keep func(written time.Time, name []byte) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	each := func(w io.Writer) (kept int64, err error) {
+		r := bufio.NewReader(io.NewSectionReader(f, 0, fi.Size()))
+		name := make([]byte, nameLen)
+		for {
+			if _, err := io.ReadFull(r, name); err != nil {
+				if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) { // a power cut's
+					err = nil
+				}
+				return kept, err
+			}
+			if !keep(fi.ModTime(), name) {
+				continue
+			}
+			kept++
+			if _, err := w.Write(name); err != nil {
+				return kept, err
+			}
+		}
+	}
+	kept, err := each(io.Discard)
+	switch {
+	case err != nil: // a damaged disk; nothing more than this is lost
+		s.log.Error("what an unfinished update has brought is forgotten", "why", err)
+		return os.Remove(path)
+	case kept == 0:
+		return os.Remove(path) // after a power cut it may be there again, for its time
+	case kept == fi.Size()/nameLen:
+		return nil
+	}
+	left, err := os.CreateTemp(s.path("staging"), "loose-")
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	w := bufio.NewWriter(left)
+	_, err = each(w)
+	if err = errors.Join(err, w.Flush(), left.Sync()); err == nil {
+		err = durable.Rename(left.Name(), path)
+	}
+	if err != nil {
+		os.Remove(left.Name())
+	}
+	return err
+}
+
 // A foreknown is a layer whose digest and contents are known before its tar is
 // read: the contents are in the store, by their digests, and stay until the layer
-// is there, so that only the tar's has to be made again. Who writes the tar tells of a content before its first
-// byte is written, and who has read that byte can ask for it.
+// is there, so that only the tar's has to be made again. Who writes the tar tells of
+// a content before its first byte is written, and who has read that byte can ask for
+// it.
 type foreknown struct {
 	target oci.DiffID
 

@@ -167,9 +167,6 @@ func (s *Store) prepare() error {
 	if err := durable.SyncDir(s.path("files")); err != nil {
 		return err
 	}
-	if err := durable.RemoveLeftovers(s.path("loose")); err != nil {
-		return err
-	}
 	if !s.links {
 		if err := overlay.ProbeData(s.path("staging")); err != nil {
 			s.log.Info("layers are kept as hard links", "why", err)
