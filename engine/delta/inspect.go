@@ -9,8 +9,8 @@ import (
 	"io"
 	"math"
 	"path"
-	"slices"
 
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -84,7 +84,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, scratch Scratch, base func(oci.
 
 // mostCostly are the first n in the order of cost.
 func mostCostly(files []FileReport, n int) []FileReport {
-	slices.SortStableFunc(files, func(a, b FileReport) int { return cmp.Compare(b.Cost.Total(), a.Cost.Total()) })
+	order.By(files, func(a, b FileReport) int { return cmp.Compare(b.Cost.Total(), a.Cost.Total()) })
 	return files[:min(len(files), n)]
 }
 
