@@ -177,6 +177,7 @@ type deltaReport struct {
 		Layer       string
 		Size, Table int64
 		deltaCost
+		Count int
 		Files []struct {
 			Path, Digest, Base string
 			Opened             bool
@@ -220,7 +221,7 @@ func report(w io.Writer, d deltaReport) error {
 		if len(l.Files) == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "\nLayer %s has %d files that are new; what costs most:\n", format.ID(l.Layer, false), len(l.Files))
+		fmt.Fprintf(w, "\nLayer %s has %d files that are new; what costs most:\n", format.ID(l.Layer, false), l.Count)
 		fmt.Fprintln(t, "COST\tSIZE\tFILE\tMADE FROM")
 		for _, f := range l.Files[:min(len(l.Files), shownFiles)] {
 			from := f.Base

@@ -12,7 +12,6 @@ import (
 	"github.com/minke-os/minke/engine/registry"
 	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
-	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
@@ -28,7 +27,8 @@ type deltaLayer struct {
 	Size  int64
 	Table int64 // of files: the header and the skeleton
 	deltaCost
-	Files []deltaFile // the most costly first
+	Count int         // of new contents
+	Files []deltaFile // the most costly of them, in this order
 }
 
 type deltaCost struct{ Whole, Operations, Changes, Added int64 }
@@ -46,14 +46,13 @@ type deltaFile struct {
 func reportOf(r store.DeltaReport) deltaReport {
 	out := deltaReport{Base: string(r.Base), Layers: []deltaLayer{}}
 	for _, l := range r.Layers {
-		layer := deltaLayer{Layer: string(l.Target), Size: l.Size, Table: l.Header + l.Skeleton, deltaCost: deltaCost(l.Contents), Files: []deltaFile{}}
+		layer := deltaLayer{Layer: string(l.Target), Size: l.Size, Table: l.Header + l.Skeleton, deltaCost: deltaCost(l.Contents), Count: l.Count, Files: []deltaFile{}}
 		for _, f := range l.Files {
 			layer.Files = append(layer.Files, deltaFile{
 				Path: f.Path, Digest: string(f.Content.Digest), Base: cmp.Or(l.Bases[f.Base.Digest], string(f.Base.Digest)),
 				Opened: f.Opened, Size: f.Content.Size, Cost: f.Cost.Total(), deltaCost: deltaCost(f.Cost),
 			})
 		}
-		order.By(layer.Files, func(a, b deltaFile) int { return -cmp.Compare(a.Cost, b.Cost) })
 		out.Layers = append(out.Layers, layer)
 		out.Size += l.Size
 	}

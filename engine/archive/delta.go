@@ -138,34 +138,44 @@ func DeltaFiles(r io.Reader, temp func() (*os.File, error)) (base oci.ImageID, f
 // A loadedDelta is one whose contents are in the store.
 type loadedDelta struct {
 	*delta.Delta
-	skeleton *os.File
+	lists, skeleton *os.File
 }
+
+func (d loadedDelta) close() error { return errors.Join(d.lists.Close(), d.skeleton.Close()) }
 
 // delta brings the contents of a delta into the store. The layer is added when
 // it is known what lies below it.
 func (l *loading) delta(r *bufio.Reader) (err error) {
-	d, err := delta.Read(r)
-	if err != nil {
+	var d loadedDelta
+	if d.lists, err = l.s.TempFile(); err != nil {
 		return err
 	}
+	if d.skeleton, err = l.s.TempFile(); err != nil {
+		return errors.Join(err, d.lists.Close())
+	}
+	if d.Delta, err = delta.Read(r, d.lists); err != nil {
+		return errors.Join(err, d.close())
+	}
+	if twin, ok := l.deltas[d.Target]; ok {
+		twin.close()
+	}
+	l.deltas[d.Target] = d
 	if l.loose == nil {
 		if l.loose, err = l.s.Loose(); err != nil {
 			return err
 		}
 	}
-	skeleton, err := l.s.TempFile()
-	if err != nil {
-		return err
-	}
-	l.deltas[d.Target] = loadedDelta{d, skeleton}
-	if _, err := io.CopyN(skeleton, r, d.Skeleton.Length); err != nil {
+	if _, err := io.CopyN(d.skeleton, r, d.Skeleton.Length); err != nil {
 		return errdef.Invalid.Errorf("the archive is cut: %w", err)
 	}
-	for _, seg := range d.Segments {
-		if err := l.ctx.Err(); err != nil {
+	for seg, err := range d.Segments() {
+		if err == nil {
+			err = l.ctx.Err()
+		}
+		if err != nil {
 			return err
 		}
-		if err := l.segment(d, seg, io.LimitReader(r, seg.Length)); err != nil {
+		if err := l.segment(d.Delta, seg, io.LimitReader(r, seg.Length)); err != nil {
 			return err
 		}
 	}
@@ -173,9 +183,9 @@ func (l *loading) delta(r *bufio.Reader) (err error) {
 }
 
 func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error {
-	missing := false
-	for _, c := range d.Contents[seg.First:][:seg.Count] {
-		missing = missing || !l.loose.Has(c)
+	missing, err := seg.Missing(l.loose.Has)
+	if err != nil {
+		return err
 	}
 	if missing {
 		err := l.applier.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return l.loose.Open(c) }, l.loose.Create)
@@ -186,7 +196,7 @@ func (l *loading) segment(d *delta.Delta, seg delta.Segment, r io.Reader) error 
 			return err
 		}
 	}
-	_, err := io.Copy(io.Discard, r)
+	_, err = io.Copy(io.Discard, r)
 	return err
 }
 
@@ -220,7 +230,7 @@ func (l *loading) closeDeltas(done bool) error {
 	l.applier.Close()
 	var errs []error
 	for _, d := range l.deltas {
-		errs = append(errs, d.skeleton.Close())
+		errs = append(errs, d.close())
 	}
 	if l.loose != nil && done {
 		errs = append(errs, l.loose.Done())

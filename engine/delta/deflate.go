@@ -7,121 +7,22 @@ import (
 	"slices"
 )
 
-// A file that is compressed inside (gzip; zip, jar, wheel) is opened before it is
-// compared, for in deflate's bits (RFC 1951) a change shows everywhere behind it.
-// It is not decompressed: then one would have to know which program compressed
-// it, and how. Its symbols are laid out in whole bytes, from which the same bits
-// are written again whoever made them:
+// A deflate stream (RFC 1951) is opened as blocks:
 //
-//	parts, each
-//	  length, a varint, and bytes as they are
-//	  0: that was the last part; 1: a deflate stream follows, block by block
-//	    1 for the last block, else 0, plus twice the type
-//	    type 0: length in 2 bytes, little endian, and bytes
-//	    type 2: HLIT, HDIST and HCLEN as in the stream, HCLEN+4 lengths, then for
-//	            each symbol of the code lengths itself and, above 15, its extra bits
-//	    types 1 and 2: tokens. A literal is itself, but for 255; 255, the length-3
-//	            and the distance in 2 bytes, big endian, are a match. The distance
-//	            0 says, with the length 0, a literal 255, and with 1 the end
-//
-// Where streams begin is a part of the format: behind the header of a gzip file
-// (RFC 1952), and behind each local header of a zip file whose method is 8.
+//	1 for the last block, else 0, plus twice the type
+//	type 0: length in 2 bytes, little endian, and bytes
+//	type 2: HLIT, HDIST and HCLEN as in the stream, HCLEN+4 lengths, then for
+//	        each symbol of the code lengths itself and, above 15, its extra bits
+//	types 1 and 2: tokens. A literal is itself, but for 255; 255, the length-3
+//	        and the distance in 2 bytes, big endian, are a match. The distance
+//	        0 says, with the length 0, a literal 255, and with 1 the end
 const (
 	escape      = 255
 	endOfBlock  = 256
-	maxOpened   = 512 << 10 // bytes of a file and of its opened form, which are in memory
 	maxDistance = 30
 )
 
 var errDeflate = errors.New("no deflate stream that can be opened")
-
-// opened gives a file's opened form, appended to out; ok is false if there is
-// nothing to open in it, or if it is too large.
-func opened(out, b []byte) (_ []byte, ok bool) {
-	if len(b) > maxOpened {
-		return out, false
-	}
-	out = slices.Grow(out, 2*len(b))
-	at := 0
-	for from := 0; ; {
-		start := streamStart(b, from)
-		if start < 0 {
-			break
-		}
-		mark := len(out)
-		out = binary.AppendUvarint(out, uint64(start-at))
-		out = append(append(out, b[at:start]...), 1)
-		stream, n, err := openStream(out, b[start:])
-		if err != nil {
-			out, from = out[:mark], start
-			continue
-		}
-		if len(stream) > maxOpened {
-			return out, false
-		}
-		out, ok = stream, true
-		at = start + n
-		from = at
-	}
-	out = append(binary.AppendUvarint(out, uint64(len(b)-at)), b[at:]...)
-	return append(out, 0), ok && len(out) < maxOpened
-}
-
-// streamStart finds the next place where a stream may begin, or -1.
-func streamStart(b []byte, from int) int {
-	if from == 0 && bytes.HasPrefix(b, []byte{0x1f, 0x8b, 8}) {
-		return gzipHeader(b)
-	}
-	const fixed, method, nameLength, extraLength = 30, 8, 26, 28 // APPNOTE.TXT 4.3.7
-	for from < len(b) {
-		i := bytes.Index(b[from:], []byte("PK\x03\x04"))
-		if i < 0 || from+i+fixed > len(b) {
-			return -1
-		}
-		h := b[from+i:]
-		end := from + i + fixed + int(binary.LittleEndian.Uint16(h[nameLength:])) + int(binary.LittleEndian.Uint16(h[extraLength:]))
-		if binary.LittleEndian.Uint16(h[method:]) == 8 && end > from && end < len(b) {
-			return end
-		}
-		from += i + 4
-	}
-	return -1
-}
-
-// gzipHeader is the length of a gzip file's header, or -1.
-func gzipHeader(b []byte) int {
-	const crc, extra, name, comment = 2, 4, 8, 16
-	if len(b) < 10 {
-		return -1
-	}
-	at, flags := 10, b[3]
-	if flags&extra != 0 {
-		if at+2 > len(b) {
-			return -1
-		}
-		at += 2 + int(binary.LittleEndian.Uint16(b[at:]))
-	}
-	for _, f := range []byte{name, comment} {
-		if flags&f == 0 {
-			continue
-		}
-		i := -1
-		if at < len(b) {
-			i = bytes.IndexByte(b[at:], 0)
-		}
-		if i < 0 {
-			return -1
-		}
-		at += i + 1
-	}
-	if flags&crc != 0 {
-		at += 2
-	}
-	if at >= len(b) {
-		return -1
-	}
-	return at
-}
 
 // deflate's lengths and distances: the least of each symbol, and its extra bits.
 var (
@@ -138,38 +39,6 @@ func fixedLengths() []byte {
 	copy(l[144:], bytes.Repeat([]byte{9}, 112))
 	copy(l[256:], bytes.Repeat([]byte{7}, 24))
 	return append(l, bytes.Repeat([]byte{5}, 30)...)
-}
-
-// A bitReader reads bits, the lowest of each byte first. Behind the end it gives
-// zeros and is over.
-type bitReader struct {
-	b    []byte
-	at   int
-	bits uint32
-	n    uint
-	over bool
-}
-
-func (r *bitReader) get(n uint) int {
-	for r.n < n {
-		if r.at == len(r.b) {
-			r.over = true
-			return 0
-		}
-		r.bits |= uint32(r.b[r.at]) << r.n
-		r.at++
-		r.n += 8
-	}
-	v := r.bits & (1<<n - 1)
-	r.bits >>= n
-	r.n -= n
-	return int(v)
-}
-
-// align passes over the rest of a byte, which must be zeros: nothing tells them
-// again.
-func (r *bitReader) align() bool {
-	return r.get(r.n%8) == 0
 }
 
 // A code decodes canonical Huffman codes.
@@ -338,27 +207,6 @@ func openTokens(out []byte, r *bitReader, lengths []byte, literals int) ([]byte,
 	return nil, errDeflate
 }
 
-// A bitWriter is a bitReader's counterpart.
-type bitWriter struct {
-	out  []byte
-	bits uint32
-	n    uint
-}
-
-func (w *bitWriter) put(v int, n uint) {
-	w.bits |= uint32(v) << w.n
-	for w.n += n; w.n >= 8; w.n -= 8 {
-		w.out = append(w.out, byte(w.bits))
-		w.bits >>= 8
-	}
-}
-
-func (w *bitWriter) align() {
-	if w.n > 0 {
-		w.put(0, 8-w.n)
-	}
-}
-
 // An encoding has a symbol's bits, in the order in which they are written.
 type encoding struct {
 	bits    []uint16
@@ -389,37 +237,6 @@ func (e *encoding) put(w *bitWriter, s int) error {
 	}
 	w.put(int(e.bits[s]), uint(e.lengths[s]))
 	return nil
-}
-
-// closed gives the file whose opened form this is, appended to out. It has at
-// most limit bytes.
-func closed(out, form []byte, limit int64) ([]byte, error) {
-	in := &column{form}
-	w := &bitWriter{out: out}
-	for {
-		n, err := binary.ReadUvarint(in)
-		if err != nil {
-			return w.out, noEOF(err)
-		}
-		raw, err := in.take(n)
-		if err != nil {
-			return w.out, err
-		}
-		w.out = append(w.out, raw...)
-		more, err := in.ReadByte()
-		if err != nil {
-			return w.out, err
-		}
-		if int64(len(w.out)) > limit || more > 1 || more == 0 && in.Len() > 0 {
-			return w.out, errors.New("a compressed file that is not what it says")
-		}
-		if more == 0 {
-			return w.out, nil
-		}
-		if err := closeStream(w, in, limit); err != nil {
-			return w.out, err
-		}
-	}
 }
 
 func closeStream(w *bitWriter, in *column, limit int64) error {

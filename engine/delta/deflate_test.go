@@ -4,9 +4,13 @@ import (
 	"archive/zip"
 	"bytes"
 	"compress/gzip"
+	"encoding/hex"
+	"io"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/minke-os/minke/internal/testenv"
 )
@@ -64,20 +68,117 @@ func TestOpenedFilesAreClosedAgain(t *testing.T) {
 	}
 	for name, b := range tests {
 		t.Run(name, func(t *testing.T) {
-			form, ok := opened(nil, b)
+			form, ok := opened(nil, b, opensZstd)
 			if !ok {
 				t.Fatalf("a file of %d bytes was not opened", len(b))
 			}
-			got, err := closed(nil, form, int64(len(b)))
+			got, err := closed(nil, form, int64(len(b)), opensZstd)
 			if err != nil || !bytes.Equal(got, b) {
 				t.Errorf("%d bytes, opened %d, are %d when closed, %v", len(b), len(form), len(got), err)
 			}
 		})
 	}
 	for name, b := range map[string][]byte{"plain": []byte(text), "empty": nil, "gzip-header-alone": gzipped(9, text)[:10], "cut": gzipped(9, text)[:3000]} {
-		if _, ok := opened(nil, b); ok {
+		if _, ok := opened(nil, b, opensZstd); ok {
 			t.Errorf("%s: it was opened", name)
 		}
+	}
+}
+
+// zstdOf has the reference program compress, whose frames have all that there is.
+func zstdOf(t testing.TB, text string, args ...string) []byte {
+	t.Helper()
+	cmd := exec.Command(testenv.Need(t, "zstd"), args...)
+	cmd.Stdin = strings.NewReader(text)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestOpenedFramesAreClosedAgain(t *testing.T) {
+	text := words(60_000)
+	tests := map[string][]byte{}
+	for name, content := range map[string]string{
+		"words": text, "program": program, "zeros": strings.Repeat("\x00", 300_000), "small": "abc", "empty": "",
+		"mixed": text[:50_000] + program[:50_000] + strings.Repeat("ab", 40_000) + text[20_000:70_000],
+		"bits":  hex.EncodeToString([]byte(program[:40_000])),
+	} {
+		for _, args := range [][]string{{"-1"}, {"-3"}, {"-9", "--no-check"}, {"-19"}, {"--ultra", "-22"}, {"--fast=5"}} {
+			tests[name+strings.Join(args, "")] = zstdOf(t, content, args...)
+		}
+		var buf bytes.Buffer
+		z, err := zstd.NewWriter(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(z, content)
+		z.Close()
+		tests[name+"-by-another-program"] = buf.Bytes()
+	}
+	delete(tests, "empty-by-another-program") // which is no frame
+	for name, b := range tests {
+		t.Run(name, func(t *testing.T) {
+			form, ok := opened(nil, b, opensZstd)
+			if !ok || !hasFrame(form) {
+				t.Fatalf("a file of %d bytes was not opened", len(b))
+			}
+			got, err := closed(nil, form, int64(len(b)), opensZstd)
+			if err != nil || !bytes.Equal(got, b) {
+				t.Errorf("%d bytes, opened %d, are %d when closed, %v", len(b), len(form), len(got), err)
+			}
+			if _, err := closed(nil, form, int64(len(b)), opensDeflate); err == nil {
+				t.Error("a delta of version 2 has a frame")
+			}
+			if _, ok := opened(nil, b, opensDeflate); ok {
+				t.Error("for version 2 it was opened, too")
+			}
+		})
+	}
+}
+
+func TestFramesThatLie(t *testing.T) {
+	frame := func(blocks ...byte) []byte { // with a window, and no size
+		return append([]byte("\x00\x02"+zstdMagic+"\x00\x00"), blocks...)
+	}
+	tests := []struct {
+		name string
+		form []byte
+		want string // in the error
+	}{
+		{"no-header", []byte("\x00\x02" + zstdMagic), "without a header"},
+		{"no-blocks", frame(), "unexpected EOF"},
+		{"block-of-type-3", frame(7), "unknown type"},
+		{"plain-block-cut", frame(1, 9, 'a'), "unexpected EOF"},
+		{"plain-block-too-large", frame(1, 0xff, 0xff, 0x7f), "more than there can be"},
+		{"literals-too-many", frame(5, 0, 0xff, 0xff, 0x7f), "more than there can be"},
+		{"literals-of-unknown-type", frame(5, 16, 1, 0, 'a'), "unknown type"},
+		{"literals-that-are-none", frame(5, 1, 0, 0), "none"},
+		{"no-code-before", frame(5, 3, 1, 0, 'a'), "without a code"},
+		{"code-that-is-none", frame(5, 2, 1, 128, 0xff), "no zstd frame"},
+		{"symbol-without-a-code", frame(5, 2, 1, 128, 0x10, 0, 9), "without a code"},
+		{"four-streams-of-nothing", frame(5, 2|1<<2, 1, 128, 0x10, 0, 0), "too few"},
+		{"table-of-before", frame(5, 0, 0, 1, 3<<6, 0, 0, 0), "no zstd frame"},
+		{"match-of-nothing", frame(5, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 1), "match of nothing"},
+		{"offset-0", frame(5, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0), "match of nothing"},
+		{"more-literals-than-there-are", frame(5, 0, 1, 1, 0, 0, 0, 0, 2, 'a', 'b', 'c', 'd'), "more than there can be"},
+		{"no-such-state", frame(5, 0, 0, 1, 0, 9, 0, 0, 0, 3, 0, 0, 1), "does not have"},
+		{"symbol-that-its-table-lacks", frame(5, 0, 0, 1, 1<<6, 1, 0, 0, 0, 0, 3, 0, 0, 1), "without a code"},
+		{"frame-behind-bytes", append([]byte{1, 'a', 2}, frame(1, 0, 0, 0)[2:]...), "not what it says"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := closed(nil, tt.form, 1<<10, opensZstd)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("closed = %v, want %q", err, tt.want)
+			}
+		})
+	}
+	long := frame(1, 20)
+	long = append(append(long, bytes.Repeat([]byte{'a'}, 20)...), 0, 0)
+	if _, err := closed(nil, long, 12, opensZstd); err == nil {
+		t.Error("a frame that is larger than it says was closed")
 	}
 }
 
@@ -107,7 +208,7 @@ func TestOpenedFormsThatLie(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := closed(nil, tt.form, tt.limit); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := closed(nil, tt.form, tt.limit, opensZstd); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("closed = %v, want %q", err, tt.want)
 			}
 		})
@@ -117,14 +218,20 @@ func TestOpenedFormsThatLie(t *testing.T) {
 func FuzzOpened(f *testing.F) {
 	f.Add(gzipped(9, words(100)), []byte{})
 	f.Add(zipped(words(100), words(50)), []byte{})
-	form, _ := opened(nil, gzipped(6, words(40)))
+	form, _ := opened(nil, gzipped(6, words(40)), opensZstd)
 	f.Add([]byte{}, form)
+	for _, name := range []string{"old.zst", "new.zst"} {
+		b := []byte(stored(f, name))
+		form, _ := opened(nil, b, opensZstd)
+		f.Add(b, form)
+	}
 	f.Fuzz(func(t *testing.T, b, form []byte) {
-		if form, ok := opened(nil, b); ok {
-			if got, err := closed(nil, form, int64(len(b))); err != nil || !bytes.Equal(got, b) {
+		if form, ok := opened(nil, b, opensDeflate); ok {
+			if got, err := closed(nil, form, int64(len(b)), opensDeflate); err != nil || !bytes.Equal(got, b) {
 				t.Fatalf("%x, opened %x, is %x when closed, %v", b, form, got, err)
 			}
 		}
-		closed(nil, form, 1<<16)
+		openable(b)
+		closed(nil, form, 1<<16, opensZstd)
 	})
 }

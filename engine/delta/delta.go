@@ -13,18 +13,33 @@
 // A delta holds the target's skeleton, coded against that of one layer that the
 // device has, and for each content of the target that the device lacks either
 // all its bytes or a patch, whichever is smaller. Patches name their bases by
-// digest, so any image that has these bytes will do. Files that are compressed are
-// patched with their symbols laid out in bytes, see deflate.go.
+// digest, so any image that has these bytes will do.
 //
-// What always holds: applying uses a bounded amount of memory, whatever the size
-// of the image and its files (Window bytes several times over), and every
-// content, and the layer as a whole, is checked against its digest before
-// anything can come of it. A delta is foreign bytes: whatever it says is checked
-// before it is believed, and errors of kind errdef.Invalid say what is wrong.
+// The way of a delta, and the files that each step is in:
+//
+//	Make                                      Read, Apply, WriteTar
+//	records -> entries         entry.go       header                     header.go, scratch.go
+//	what is new, from what?    make.go        contents, for each         apply.go
+//	  at which base to look    guess.go         segment that is missing:
+//	  what to copy of it       match.go         patch on a base          patch.go
+//	  code that as a patch     patch.go         inside compressed files  opened.go
+//	  inside compressed files  opened.go      entries -> the tar         writetar.go, entry.go
+//	entries of the target      skeleton.go
+//	header                     header.go      Inspect: what costs it     inspect.go
+//
+// Below opened.go are deflate.go and zstd.go, with zstdcodes.go, over bits.go.
+// rsync.go is another format, balenaEngine's.
+//
+// What always holds: applying uses a bounded amount of memory, whatever the size of
+// the image, of its files, and their number (Window bytes several times over; lists
+// are in a Scratch), and every content, and the layer as a whole, is checked
+// against its digest before anything can come of it. A delta is foreign bytes:
+// whatever it says is checked before it is believed, and errors of kind
+// errdef.Invalid say what is wrong.
 //
 // Nothing is kept while a delta is applied. A caller that stores each content as
 // it is complete may ask, after whatever interrupted it, for the segments whose
-// contents it still lacks (Delta.Missing) and needs no journal.
+// contents it still lacks (Segment.Missing) and needs no journal.
 //
 // The format is in docs/delta-format.md.
 package delta

@@ -141,12 +141,43 @@ func noise(seed uint64, n int) string {
 	return string(b)
 }
 
-// scratch is memory that can be written and read once.
+// scratch is memory that can be written and read once from its beginning, or
+// anywhere.
 type scratch struct {
 	bytes.Buffer
 }
 
 func (s *scratch) Seek(int64, int) (int64, error) { return 0, nil }
+
+func (s *scratch) ReadAt(b []byte, at int64) (int, error) {
+	return bytes.NewReader(s.Bytes()).ReadAt(b, at)
+}
+
+func read(data []byte) (*Delta, error) { return Read(bytes.NewReader(data), &scratch{}) }
+
+func contentsOf(t testing.TB, d *Delta) (out []Content) {
+	t.Helper()
+	for _, s := range segmentsOf(t, d) {
+		for c, err := range s.Contents() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func segmentsOf(t testing.TB, d *Delta) (out []Segment) {
+	t.Helper()
+	for s, err := range d.Segments() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+	return out
+}
 
 func makeDelta(t testing.TB, target Layer, bases []Layer, s shelf) []byte {
 	t.Helper()
@@ -160,7 +191,7 @@ func makeDelta(t testing.TB, target Layer, bases []Layer, s shelf) []byte {
 
 // apply makes the target with what is on the shelf.
 func apply(data []byte, base Records, s shelf) ([]byte, error) {
-	d, err := Read(bytes.NewReader(data))
+	d, err := read(data)
 	if err != nil {
 		return nil, err
 	}
@@ -168,8 +199,14 @@ func apply(data []byte, base Records, s shelf) ([]byte, error) {
 	has := func(c Content) bool { _, ok := s[c.Digest]; return ok }
 	var a Applier
 	defer a.Close()
-	for _, seg := range d.Missing(has) {
-		err := a.Apply(d, seg, section(seg.Section), s.open, func(c Content) (Sink, error) { return &sink{c: c, shelf: s}, nil })
+	for seg, err := range d.Segments() {
+		missing := false
+		if err == nil {
+			missing, err = seg.Missing(has)
+		}
+		if err == nil && missing {
+			err = a.Apply(d, seg, section(seg.Section), s.open, func(c Content) (Sink, error) { return &sink{c: c, shelf: s}, nil })
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -301,16 +338,19 @@ func TestWhatIsThereIsNotFetchedAgain(t *testing.T) {
 	}
 	want := tarOf(t, members)
 	data := makeDelta(t, layerOf(t, want, s), nil, s)
-	d, err := Read(bytes.NewReader(data))
+	d, err := read(data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(d.Segments) != 6 || d.Size() != int64(len(data)) {
-		t.Fatalf("%d segments, size %d of %d", len(d.Segments), d.Size(), len(data))
+	segments, contents := segmentsOf(t, d), contentsOf(t, d)
+	if len(segments) != 6 || len(contents) != 6 || d.Count() != 6 || d.Size() != int64(len(data)) {
+		t.Fatalf("%d segments with %d contents of %d, size %d of %d", len(segments), len(contents), d.Count(), d.Size(), len(data))
 	}
-	left := d.Missing(func(c Content) bool { return c != d.Contents[3] })
-	if len(left) != 1 || left[0].First != 3 {
-		t.Errorf("Missing = %+v, want the fourth", left)
+	for i, s := range segments {
+		missing, err := s.Missing(func(c Content) bool { return c != contents[3] })
+		if err != nil || missing != (i == 3) {
+			t.Errorf("segment %d: Missing = %v, %v; only the fourth is", i, missing, err)
+		}
 	}
 }
 
@@ -318,11 +358,12 @@ func hostile(t testing.TB) (data []byte, base func() Records, s shelf) {
 	s = shelf{}
 	before := version1()[290:]
 	before[16].data = string(gzipped(9, words(300)))
+	before = append(before, member{name: "module.zst", data: stored(t, "old.zst")})
 	old := layerOf(t, tarOf(t, before), s)
 	m := version1()[290:]
 	m[11].data = edited(m[11].data, 5000, "changed")
 	m[16].data = string(gzipped(9, words(300)+"more"))
-	m = append(m, member{name: "new", data: "something new that is sent whole, and is long enough to be worth it"})
+	m = append(m, member{name: "module.zst", data: stored(t, "new.zst")}, member{name: "new", data: "something new that is sent whole, and is long enough to be worth it"})
 	data = makeDelta(t, layerOf(t, tarOf(t, m), s), []Layer{old}, s)
 	return data, old.Records, s
 }
@@ -330,11 +371,11 @@ func hostile(t testing.TB) (data []byte, base func() Records, s shelf) {
 // TestDamagedDeltasAreRefused cuts and flips at every place.
 func TestDamagedDeltasAreRefused(t *testing.T) {
 	data, base, s := hostile(t)
-	d, err := Read(bytes.NewReader(data))
+	d, err := read(data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !d.opens {
+	if d.version != opensZstd {
 		t.Fatal("nothing in it is opened")
 	}
 	device := func() shelf {
@@ -342,7 +383,7 @@ func TestDamagedDeltasAreRefused(t *testing.T) {
 		for k, v := range s {
 			have[k] = v
 		}
-		for _, c := range d.Contents {
+		for _, c := range contentsOf(t, d) {
 			delete(have, c.Digest)
 		}
 		return have
@@ -376,7 +417,7 @@ func TestAnotherBaseIsNoBase(t *testing.T) {
 	s := shelf{}
 	base := layerOf(t, tarOf(t, version1()), s)
 	data := makeDelta(t, layerOf(t, tarOf(t, version1()[1:]), s), []Layer{base}, s)
-	if d, err := Read(bytes.NewReader(data)); err != nil || d.Base != base.DiffID {
+	if d, err := read(data); err != nil || d.Base != base.DiffID {
 		t.Fatalf("Read = %+v, %v; want a delta with a base", d, err)
 	}
 	for _, other := range []Layer{layerOf(t, tarOf(t, version1()[:5]), s), layerOf(t, tarOf(t, version1()[200:]), s)} {
@@ -442,7 +483,7 @@ func FuzzApply(f *testing.F) {
 		if err != nil {
 			return
 		}
-		d, _ := Read(bytes.NewReader(data))
+		d, _ := read(data)
 		if oci.DiffID(oci.FromBytes(got)) != d.Target {
 			t.Error("accepted, and makes something else")
 		}
@@ -482,7 +523,7 @@ func FuzzEntries(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got = append(got, e.filled()...)
+			got = e.appendFilled(got)
 			if e.content != nil {
 				got = append(got, data[at:]...)
 				if e.padded {
@@ -498,15 +539,15 @@ func FuzzEntries(f *testing.F) {
 
 func TestErrorsOfOthersPassThrough(t *testing.T) {
 	data, base, s := hostile(t)
-	d, err := Read(bytes.NewReader(data))
+	d, err := read(data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	full := errors.New("no space left on device")
-	for _, c := range d.Contents {
+	for _, c := range contentsOf(t, d) {
 		delete(s, c.Digest)
 	}
-	seg := d.Segments[0]
+	seg := segmentsOf(t, d)[0]
 	var a Applier
 	defer a.Close()
 	err = a.Apply(d, seg, bytes.NewReader(data[seg.Offset:]), s.open, func(Content) (Sink, error) { return nil, full })

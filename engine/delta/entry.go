@@ -2,9 +2,9 @@ package delta
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"iter"
-	"slices"
 	"strconv"
 
 	"github.com/minke-os/minke/internal/errdef"
@@ -203,9 +203,11 @@ func (b *block) fields() (out []field) {
 	return out
 }
 
-// filled is the head with everything put back.
-func (e *entry) filled() []byte {
-	head := bytes.Clone(e.head)
+// appendFilled appends the head with everything put back.
+func (e *entry) appendFilled(out []byte) []byte {
+	from := len(out)
+	out = append(out, e.head...)
+	head := out[from:]
 	size := int64(0)
 	if e.content != nil {
 		size = e.content.Size
@@ -222,7 +224,7 @@ func (e *entry) filled() []byte {
 			putOctal(h[sumAt:][:sumDigits], checksum(h))
 		}
 	}
-	return head
+	return out
 }
 
 // octal reads digits without blanks: what putOctal writes.
@@ -307,12 +309,18 @@ func paxPath(data []byte) (string, bool) {
 	return "", false
 }
 
+// A headKey stands for a head.
+type headKey [16]byte
+
 // key is the same for entries that differ in what was taken out only.
-func (e *entry) key() string {
-	key := slices.Clone(e.head)
-	for _, b := range e.blocks {
-		key = binary.AppendUvarint(key, uint64(b.offset))
-		key = append(key, b.blank)
+func (e *entry) key() headKey {
+	h := sha256.New()
+	h.Write(e.head)
+	var b []byte
+	for _, block := range e.blocks {
+		b = binary.AppendUvarint(b, uint64(block.offset))
+		b = append(b, block.blank)
 	}
-	return string(append(key, byte(len(e.blocks))))
+	h.Write(append(b, byte(len(e.blocks))))
+	return headKey(h.Sum(nil)[:len(headKey{})])
 }

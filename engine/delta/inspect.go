@@ -2,20 +2,24 @@ package delta
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path"
 
+	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
 )
 
 // A Report tells what costs the bytes of a delta.
 type Report struct {
-	Header, Skeleton int64 // bytes of these
-	Contents         Cost  // bytes of all segments
-	Files            []FileReport
+	Header, Skeleton int64        // bytes of these
+	Contents         Cost         // bytes of all segments
+	Count            int          // of new contents
+	Files            []FileReport // those of them that cost most, in this order
 }
 
 // A FileReport is about one new content.
@@ -37,10 +41,6 @@ type Cost struct {
 	Added      int64 // of patches: bytes that are not in the base
 }
 
-func (c Cost) parts() []int64 { return []int64{c.Whole, c.Operations, c.Changes, c.Added} }
-
-func costOf(parts []int64) Cost { return Cost{parts[0], parts[1], parts[2], parts[3]} }
-
 // Total is all of it.
 func (c Cost) Total() int64 { return c.Whole + c.Operations + c.Changes + c.Added }
 
@@ -48,19 +48,28 @@ func (c Cost) plus(o Cost) Cost {
 	return Cost{c.Whole + o.Whole, c.Operations + o.Operations, c.Changes + o.Changes, c.Added + o.Added}
 }
 
-// Inspect tells what costs the bytes of a delta. base gives the records of the
-// layer whose skeleton it builds on, and may be nil: files then have no paths. It
+// Inspect tells what costs the bytes of a delta, and which contents cost most, as
+// many as are asked for. base gives the records of the layer whose skeleton it
+// builds on, and may be nil: files then have no paths. scratch is as for Read. It
 // applies nothing, so no content is checked.
-func Inspect(ctx context.Context, r io.ReaderAt, base func(oci.DiffID) Records) (*Delta, *Report, error) {
-	d, err := Read(io.NewSectionReader(r, 0, int64(len(magic)+4+maxHeader)))
+func Inspect(ctx context.Context, r io.ReaderAt, scratch Scratch, base func(oci.DiffID) Records, most int) (*Delta, *Report, error) {
+	d, err := Read(io.NewSectionReader(r, 0, int64(len(magic)+4+maxHeader)), scratch)
 	if err != nil {
 		return nil, nil, err
 	}
-	rep := &Report{Header: d.Skeleton.Offset, Skeleton: d.Skeleton.Length}
-	for _, c := range d.Contents {
-		rep.Files = append(rep.Files, FileReport{Content: c})
-	}
+	rep := &Report{Header: d.Skeleton.Offset, Skeleton: d.Skeleton.Length, Count: d.Count()}
 	section := func(s Section) io.Reader { return io.NewSectionReader(r, s.Offset, s.Length) }
+	for s, err := range d.Segments() {
+		if err != nil {
+			return nil, nil, err
+		}
+		c, files, err := s.inspect(ctx, section(s.Section), most)
+		if err != nil {
+			return nil, nil, invalid("segment", err)
+		}
+		rep.Contents = rep.Contents.plus(c)
+		rep.Files = mostCostly(append(rep.Files, files...), most)
+	}
 	var records Records
 	if d.Base != "" {
 		records = base(d.Base)
@@ -70,16 +79,13 @@ func Inspect(ctx context.Context, r io.ReaderAt, base func(oci.DiffID) Records) 
 			return nil, nil, err
 		}
 	}
-	for _, s := range d.Segments {
-		files := rep.Files[s.First:][:s.Count]
-		if err := s.inspect(ctx, section(s.Section), files); err != nil {
-			return nil, nil, invalid("segment", err)
-		}
-		for _, f := range files {
-			rep.Contents = rep.Contents.plus(f.Cost)
-		}
-	}
 	return d, rep, nil
+}
+
+// mostCostly are the first n in the order of cost.
+func mostCostly(files []FileReport, n int) []FileReport {
+	order.By(files, func(a, b FileReport) int { return cmp.Compare(b.Cost.Total(), a.Cost.Total()) })
+	return files[:min(len(files), n)]
 }
 
 // name fills in paths.
@@ -116,35 +122,47 @@ func Names(layer Records, paths map[oci.Digest]string) error {
 }
 
 // inspect reads a segment, and divides its length among the files in it.
-func (s Segment) inspect(ctx context.Context, r io.Reader, files []FileReport) error {
+func (s Segment) inspect(ctx context.Context, r io.Reader, most int) (total Cost, files []FileReport, err error) {
 	z, err := decoder(r)
 	if err != nil {
-		return err
+		return total, nil, err
 	}
 	defer z.Close()
 	in := bufio.NewReaderSize(z, 64<<10)
 	var buf patchBuffers
-	var alone, sum, given int64
-	for i := range files {
-		if err := files[i].weigh(ctx, in, s.Bases, &buf); err != nil {
-			return fmt.Errorf("content %s: %w", files[i].Content.Digest, err)
+	for c, err := range s.Contents() {
+		f := FileReport{Content: c}
+		if err == nil {
+			err = f.weigh(ctx, in, s.bases, &buf)
 		}
-		alone += files[i].Cost.Total()
-	}
-	for i := range files {
-		parts := files[i].Cost.parts()
-		for j, n := range parts {
-			sum += n
-			parts[j] = int64(float64(sum)/float64(max(alone, 1))*float64(s.Length)) - given
-			given += parts[j]
+		if err != nil {
+			return total, nil, fmt.Errorf("content %s: %w", c.Digest, err)
 		}
-		files[i].Cost = costOf(parts)
+		total = total.plus(f.Cost)
+		if files = append(files, f); len(files) >= 2*most {
+			files = mostCostly(files, most)
+		}
 	}
-	return nil
+	share := float64(s.Length) / float64(max(total.Total(), 1))
+	for i := range files {
+		files[i].Cost = files[i].Cost.times(share)
+	}
+	return total.times(share), mostCostly(files, most), nil
+}
+
+// times rounds so that the sum is right.
+func (c Cost) times(f float64) (out Cost) {
+	var sum, given int64
+	for _, part := range []struct{ from, to *int64 }{{&c.Whole, &out.Whole}, {&c.Operations, &out.Operations}, {&c.Changes, &out.Changes}, {&c.Added, &out.Added}} {
+		sum += *part.from
+		*part.to = int64(math.Round(float64(sum)*f)) - given
+		given += *part.to
+	}
+	return out
 }
 
 // weigh reads one content, and compresses its parts by themselves.
-func (f *FileReport) weigh(ctx context.Context, r *bufio.Reader, bases []Content, buf *patchBuffers) error {
+func (f *FileReport) weigh(ctx context.Context, r *bufio.Reader, bases list, buf *patchBuffers) error {
 	kind, err := r.ReadByte()
 	if err != nil {
 		return noEOF(err)

@@ -34,58 +34,59 @@ type Options struct {
 // segment is fetched again as a whole.
 const segmentSize = 4 << 20
 
+// skeletonWindow is how far back the compression of a skeleton looks. While one is
+// read so is a base's table, and a layer is written.
+const skeletonWindow = 512 << 10
+
 // selfContained is the size of a skeleton without a base, in bytes, up to which
 // it goes without: the delta then fits any image with the same contents.
 const selfContained = 1 << 10
 
 // Make writes the delta that makes target from what bases have. open gives the
 // bytes of contents of all of them. scratch is written and read once; its size
-// is about the delta's. What the delta says is returned; see Inspect for what
-// costs its bytes.
-func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (*Delta, error) {
+// is about the delta's. The base whose skeleton the delta builds on is returned,
+// or "". See Inspect for what costs its bytes.
+func Make(ctx context.Context, w io.Writer, target Layer, bases []Layer, open func(Content) (File, error), scratch io.ReadWriteSeeker, o Options) (base oci.DiffID, err error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	if o.Memory == 0 {
 		o.Memory = 1 << 30
 	}
-	m := &maker{o: o, open: open, d: &Delta{Target: target.DiffID}}
+	m := &maker{o: o, open: open, header: header{target: target.DiffID, version: 1}}
 	if err := m.survey(target, bases); err != nil {
-		return nil, err
+		return "", err
 	}
-	skeleton, err := m.skeleton(target, bases)
+	skeleton, err := m.codeLayer(target, bases)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if err := m.segments(ctx, scratch); err != nil {
-		return nil, err
+	if err := m.codeSegments(ctx, scratch); err != nil {
+		return "", err
 	}
-	m.d.Skeleton.Length = int64(len(skeleton))
-	header, err := m.d.header()
+	m.skeleton = int64(len(skeleton))
+	head, err := m.encode()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	m.d.place(int64(len(header)))
-	if _, err := w.Write(append(header, skeleton...)); err != nil {
-		return nil, err
+	if _, err := w.Write(append(head, skeleton...)); err != nil {
+		return "", err
 	}
 	if _, err := scratch.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+		return "", err
 	}
-	if _, err := io.Copy(w, scratch); err != nil {
-		return nil, err
-	}
-	return m.d, nil
+	_, err = io.Copy(w, scratch)
+	return m.base, err
 }
 
 type maker struct {
 	o    Options
 	open func(Content) (File, error)
-	d    *Delta
+	header
 
-	had    map[oci.Digest]bool // contents of the bases
-	news   map[oci.Digest]int  // number among d.Contents
-	paths  []string            // of d.Contents: where each is first
+	had    map[sum]bool // contents of the bases
+	news   map[sum]int  // number among contents
+	paths  []string     // of contents: where each is first
 	guess  *candidates
 	common map[int]int // by base layer: entries that it shares with the target
 
@@ -95,18 +96,19 @@ type maker struct {
 
 // survey finds what is new.
 func (m *maker) survey(target Layer, bases []Layer) error {
-	m.had, m.news = map[oci.Digest]bool{}, map[oci.Digest]int{}
+	m.had, m.news = map[sum]bool{}, map[sum]int{}
 	m.guess = newCandidates()
-	heads := make([]map[string]bool, len(bases))
+	heads := make([]map[headKey]bool, len(bases))
 	for i, l := range bases {
-		heads[i] = map[string]bool{}
+		heads[i] = map[headKey]bool{}
 		for e, err := range entries(l.Records()) {
 			if err != nil {
 				return fmt.Errorf("base layer %s: %w", l.DiffID, err)
 			}
 			heads[i][e.key()] = true
 			if e.content != nil {
-				m.had[e.content.Digest] = true
+				d, _ := sumOf(e.content.Digest)
+				m.had[d] = true
 				m.guess.add(e.path(), *e.content)
 			}
 		}
@@ -116,7 +118,7 @@ func (m *maker) survey(target Layer, bases []Layer) error {
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", target.DiffID, err)
 		}
-		m.d.TarSize += int64(len(e.head))
+		m.tarSize += int64(len(e.head))
 		key := e.key()
 		for i := range bases {
 			if heads[i][key] {
@@ -127,22 +129,26 @@ func (m *maker) survey(target Layer, bases []Layer) error {
 		if c == nil {
 			continue
 		}
-		m.d.TarSize += c.Size
+		m.tarSize += c.Size
 		if e.padded {
-			m.d.TarSize += int64(padding(c.Size))
+			m.tarSize += int64(padding(c.Size))
 		}
-		if _, known := m.news[c.Digest]; !known && !m.had[c.Digest] {
-			m.news[c.Digest] = len(m.d.Contents)
-			m.d.Contents = append(m.d.Contents, *c)
+		d, ok := sumOf(c.Digest)
+		if !ok {
+			return errdef.Invalid.Errorf("content with the digest %q", c.Digest)
+		}
+		if _, known := m.news[d]; !known && !m.had[d] {
+			m.news[d] = len(m.contents)
+			m.contents = append(m.contents, *c)
 			m.paths = append(m.paths, e.path())
 		}
 	}
 	return nil
 }
 
-// skeleton codes the target's, against the layer that it shares most with
+// codeLayer codes the target's skeleton, against the layer that it shares most with
 // unless it is small without one.
-func (m *maker) skeleton(target Layer, bases []Layer) ([]byte, error) {
+func (m *maker) codeLayer(target Layer, bases []Layer) ([]byte, error) {
 	alone, err := m.codeSkeleton(target, nil)
 	if err != nil || len(alone) <= selfContained {
 		return alone, err
@@ -160,23 +166,25 @@ func (m *maker) skeleton(target Layer, bases []Layer) ([]byte, error) {
 	if err != nil || len(code) >= len(alone) {
 		return alone, err
 	}
-	m.d.Base = bases[best].DiffID
+	m.base = bases[best].DiffID
 	return code, nil
 }
 
 func (m *maker) codeSkeleton(target Layer, base *Layer) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := encoder(&out)
+	z, err := encoder(&out, skeletonWindow)
 	if err != nil {
 		return nil, err
 	}
-	w := skeletonWriter{w: z, base: map[string][]int{}, news: m.news}
+	w := skeletonWriter{w: z, base: map[headKey][]int{}, news: m.news}
 	if base != nil {
 		for e, err := range entries(base.Records()) {
 			if err != nil {
 				return nil, err
 			}
-			w.base[e.key()] = append(w.base[e.key()], len(w.bases))
+			key := e.key()
+			w.base[key] = append(w.base[key], len(w.bases))
+			e.head = nil // that is in the key
 			w.bases = append(w.bases, e)
 		}
 	}
@@ -195,23 +203,30 @@ func (m *maker) codeSkeleton(target Layer, base *Layer) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// segments codes all new contents, in order, several at once.
-func (m *maker) segments(ctx context.Context, out io.Writer) error {
+// A segmentCode is a segment in the making.
+type segmentCode struct {
+	first, count int // of contents
+	length       int64
+	bases        []Content
+}
+
+// codeSegments codes all new contents, in order, several at once.
+func (m *maker) codeSegments(ctx context.Context, out io.Writer) error {
 	var total int64
-	for first := 0; first < len(m.d.Contents); {
+	for first := 0; first < len(m.contents); {
 		count, size := 0, int64(0)
-		for first+count < len(m.d.Contents) && (count == 0 || size+m.d.Contents[first+count].Size <= segmentSize) {
-			size += m.d.Contents[first+count].Size
+		for first+count < len(m.contents) && (count == 0 || size+m.contents[first+count].Size <= segmentSize) {
+			size += m.contents[first+count].Size
 			count++
 		}
-		m.d.Segments = append(m.d.Segments, Segment{First: first, Count: count})
+		m.segments = append(m.segments, segmentCode{first: first, count: count})
 		first, total = first+count, total+size
 	}
 	type result struct {
 		data []byte
 		err  error
 	}
-	results := make([]chan result, len(m.d.Segments))
+	results := make([]chan result, len(m.segments))
 	for i := range results {
 		results[i] = make(chan result, 1)
 	}
@@ -221,13 +236,13 @@ func (m *maker) segments(ctx context.Context, out io.Writer) error {
 	dispatch.Go(func() {
 		var workers errgroup.Group
 		workers.SetLimit(m.o.Workers)
-		for i := range m.d.Segments {
+		for i := range m.segments {
 			if ctx.Err() != nil {
 				results[i] <- result{err: ctx.Err()}
 				continue
 			}
 			workers.Go(func() error {
-				data, err := m.segment(ctx, &m.d.Segments[i], total)
+				data, err := m.segment(ctx, &m.segments[i], total)
 				results[i] <- result{data, err}
 				return nil
 			})
@@ -242,7 +257,7 @@ func (m *maker) segments(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		if r.err == nil {
-			m.d.Segments[i].Length = int64(len(r.data))
+			m.segments[i].length = int64(len(r.data))
 			_, r.err = out.Write(r.data)
 		}
 		if failed = r.err; failed != nil {
@@ -253,13 +268,13 @@ func (m *maker) segments(ctx context.Context, out io.Writer) error {
 }
 
 // segment codes some contents into one frame.
-func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, error) {
+func (m *maker) segment(ctx context.Context, s *segmentCode, total int64) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := encoder(&out)
+	z, err := encoder(&out, Window)
 	if err != nil {
 		return nil, err
 	}
-	for i := s.First; i < s.First+s.Count; i++ {
+	for i := s.first; i < s.first+s.count; i++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -268,7 +283,7 @@ func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, e
 		}
 		if m.o.Progress != nil {
 			m.mu.Lock()
-			m.done += m.d.Contents[i].Size
+			m.done += m.contents[i].Size
 			m.o.Progress(m.done, total)
 			m.mu.Unlock()
 		}
@@ -278,8 +293,8 @@ func (m *maker) segment(ctx context.Context, s *Segment, total int64) ([]byte, e
 }
 
 // content codes one content in the way that takes the least space.
-func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
-	c := m.d.Contents[i]
+func (m *maker) content(w *zstd.Encoder, s *segmentCode, i int) error {
+	c := m.contents[i]
 	if c.Size > m.largest() {
 		return m.copy(w, c)
 	}
@@ -298,9 +313,13 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 		if old == nil {
 			continue // too large
 		}
-		best.better(patched, base.Content, m.patches(old, data, all))
+		best.better(coded{how: patched, base: base.Content}, m.patches(old, data, all))
 		if oldForm := openable(old); form != nil && oldForm != nil {
-			best.better(inside, base.Content, m.patches(oldForm, form, all))
+			version := opensDeflate
+			if hasFrame(form) || hasFrame(oldForm) {
+				version = opensZstd
+			}
+			best.better(coded{how: inside, version: version, base: base.Content}, m.patches(oldForm, form, all))
 		}
 		if best.cost < c.Size/16 {
 			break // another base would hardly do better
@@ -310,15 +329,15 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 		_, err := w.Write(append([]byte{whole}, data...))
 		return err
 	}
-	n := slices.Index(s.Bases, best.base)
+	n := slices.Index(s.bases, best.base)
 	if n < 0 {
-		n, s.Bases = len(s.Bases), append(s.Bases, best.base)
+		n, s.bases = len(s.bases), append(s.bases, best.base)
 	}
 	head := binary.AppendUvarint([]byte{best.how}, uint64(n))
 	if best.how == inside {
 		head = binary.AppendUvarint(head, uint64(len(form)))
 		m.mu.Lock()
-		m.d.opens = true
+		m.version = max(m.version, best.version)
 		m.mu.Unlock()
 	}
 	if _, err = w.Write(head); err != nil {
@@ -329,27 +348,29 @@ func (m *maker) content(w *zstd.Encoder, s *Segment, i int) error {
 
 // coded is how a content is coded best, as far as is known.
 type coded struct {
-	how   byte
-	base  Content
-	patch patchCode
-	cost  int64
+	how     byte
+	version int // that has this way, for inside
+	base    Content
+	patch   patchCode
+	cost    int64
 }
 
-func (c *coded) better(how byte, base Content, patches []patchCode) {
-	for _, p := range patches {
-		if n := cost(p.b); n < c.cost {
-			*c = coded{how, base, p, n}
+// better takes another way if that is cheaper with one of the patches.
+func (c *coded) better(way coded, patches []patchCode) {
+	for _, way.patch = range patches {
+		if way.cost = cost(way.patch.b); way.cost < c.cost {
+			*c = way
 		}
 	}
 }
 
 // openable is a file's opened form, or nil if it has none that gives it again.
 func openable(data []byte) []byte {
-	form, ok := opened(nil, data)
+	form, ok := opened(nil, data, opensZstd)
 	if !ok {
 		return nil
 	}
-	again, err := closed(nil, form, int64(len(data)))
+	again, err := closed(nil, form, int64(len(data)), opensZstd)
 	if err != nil || !bytes.Equal(again, data) {
 		return nil
 	}
@@ -421,8 +442,8 @@ func (m *maker) read(c Content) ([]byte, error) {
 	return data, nil
 }
 
-func encoder(w io.Writer) (*zstd.Encoder, error) {
-	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(Window))
+func encoder(w io.Writer, window int) (*zstd.Encoder, error) {
+	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(window))
 }
 
 // scale weighs codes against each other.

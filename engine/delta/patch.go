@@ -243,10 +243,8 @@ func (p *patchBuffers) read(r *bufio.Reader, n int) error {
 }
 
 func (p *patchBuffers) window(n int) []byte {
-	if cap(p.out) < n {
-		p.out = make([]byte, patchWindow)
-	}
-	return p.out[:n]
+	p.out = slices.Grow(p.out[:0], n)[:n]
+	return p.out
 }
 
 // readOps reads the operations of a window of n bytes, which they fill, and
@@ -350,11 +348,4 @@ func (d *differences) apply(part []byte) {
 		d.next()
 	}
 	d.gap -= len(part)
-}
-
-func noEOFIfAny(err error) error {
-	if err == nil {
-		return nil
-	}
-	return noEOF(err)
 }

@@ -19,13 +19,16 @@ func TestStoredSamples(t *testing.T) {
 		"version-2": func(m []member) []member {
 			return append(m, member{name: "notes.gz", data: stored(t, "new.gz")})
 		},
+		"version-3": func(m []member) []member {
+			return append(m, member{name: "module.zst", data: stored(t, "new.zst")})
+		},
 	} {
 		t.Run(version, func(t *testing.T) { storedSample(t, "testdata/"+version+".delta", edit) })
 	}
 }
 
 // stored is a compressed file that no other version of the library may change.
-func stored(t *testing.T, name string) string {
+func stored(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile("testdata/" + name)
 	if err != nil {
@@ -40,8 +43,11 @@ const plainMembers = 306
 func storedSample(t *testing.T, sample string, edit func([]member) []member) {
 	s := shelf{}
 	before := version1()[:plainMembers]
-	if sample != "testdata/version-1.delta" {
+	switch sample {
+	case "testdata/version-2.delta":
 		before = append(before, member{name: "notes.gz", data: stored(t, "old.gz")})
+	case "testdata/version-3.delta":
+		before = append(before, member{name: "module.zst", data: stored(t, "old.zst")})
 	}
 	base := layerOf(t, tarOf(t, before), s)
 	m := version1()[:plainMembers]
@@ -60,6 +66,9 @@ func storedSample(t *testing.T, sample string, edit func([]member) []member) {
 	data, err := os.ReadFile(sample)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := "testdata/version-" + string(data[versionAt]) + ".delta"; sample != want {
+		t.Errorf("it is %s", want)
 	}
 	device := shelf{}
 	layerOf(t, tarOf(t, before), device)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/minke-os/minke/engine/delta"
+	"github.com/minke-os/minke/engine/store"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/internal/order"
 	"github.com/minke-os/minke/oci"
@@ -155,22 +156,22 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 			err = errors.Join(err, loose.Close())
 		}
 	}()
+	lists, err := st.TempFile()
+	if err != nil {
+		return err
+	}
+	defer lists.Close()
 	in := &deltaStream{p: p, l: l, ctx: ctx}
 	defer in.stop()
-	d, err := delta.Read(in)
+	d, err := delta.Read(in, lists)
 	if err != nil {
 		return in.explain(err)
 	}
 	if d.Target != p.diffs[l.at] || d.Base != l.delta.base || d.Size() != l.delta.Size {
 		return errdef.Invalid.Errorf("delta %s is not what its annotations say", l.delta.Digest)
 	}
-	missing := d.Missing(loose.Has)
-	for _, seg := range missing {
-		for _, base := range seg.Bases {
-			if !loose.Has(base) {
-				return errdef.NotFound.Errorf("content %s, which delta %s builds on, is not here", base.Digest, l.delta.Digest)
-			}
-		}
+	if err := hasBases(d, loose, l.delta.Digest); err != nil {
+		return err
 	}
 	skeleton, err := st.TempFile()
 	if err != nil {
@@ -185,10 +186,16 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 	}
 	var a delta.Applier
 	defer a.Close()
-	for _, seg := range missing {
-		err := in.section(seg.Section, func(r io.Reader) error {
-			return a.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
-		})
+	for seg, err := range d.Segments() {
+		missing := false
+		if err == nil {
+			missing, err = seg.Missing(loose.Has)
+		}
+		if err == nil && missing {
+			err = in.section(seg.Section, func(r io.Reader) error {
+				return a.Apply(d, seg, r, func(c delta.Content) (delta.File, error) { return loose.Open(c) }, loose.Create)
+			})
+		}
 		if err != nil {
 			return err
 		}
@@ -211,6 +218,32 @@ func (p *pulling) addDelta(ctx context.Context, parent oci.ChainID, l *layer) (e
 	loose = nil
 	l.say("Pull complete")
 	return err
+}
+
+// hasBases reports as an error that something is not here which segments that
+// have to be fetched build on.
+func hasBases(d *delta.Delta, loose *store.Loose, name oci.Digest) error {
+	for seg, err := range d.Segments() {
+		missing := false
+		if err == nil {
+			missing, err = seg.Missing(loose.Has)
+		}
+		if err != nil {
+			return err
+		}
+		if !missing {
+			continue
+		}
+		for base, err := range seg.Bases() {
+			if err != nil {
+				return err
+			}
+			if !loose.Has(base) {
+				return errdef.NotFound.Errorf("content %s, which delta %s builds on, is not here", base.Digest, name)
+			}
+		}
+	}
+	return nil
 }
 
 // A FoundDelta is a delta that a registry has of an image.

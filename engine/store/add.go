@@ -257,20 +257,17 @@ func (a *adding) file(ctx context.Context, h *tar.Header, r io.Reader) error {
 // metaFile stores content under its digest and places a metadata inode.
 func (a *adding) metaFile(h *tar.Header, c *content, in ingested) error {
 	c.object = c.digest.name()
-	if in.kept { // and need not be pinned
+	if in.there { // and pinned, or in a layer that is leased
 		if there, err := holds(a.s.objectFile(c.object), c.digest); err != nil || !there {
 			return errors.Join(err, errdef.NotFound.Errorf("content %s is not in the store", c.digest.digest()))
 		}
 		return a.tree.placeMeta(h, *c)
 	}
 	path, isNew, err := a.find(c.object, c.digest)
-	switch {
-	case err != nil || !isNew:
-		in.discard()
-	case in.there:
-		err = errdef.NotFound.Errorf("content %s has gone from the store", c.digest.digest())
-	default:
+	if err == nil && isNew {
 		err = a.become(in, path, *c, c.digest)
+	} else {
+		in.discard()
 	}
 	if err != nil {
 		return err

@@ -73,14 +73,13 @@ func BenchmarkAddDelta(b *testing.B) {
 		}
 	})
 	run("delta", func(b *testing.B, s *Store, from Layer) {
-		d, err := delta.Read(bytes.NewReader(data))
-		must(b, err)
+		d := readDelta(b, s, data)
 		section := func(p delta.Section) io.Reader { return bytes.NewReader(data[p.Offset:][:p.Length]) }
 		l, err := s.Loose()
 		must(b, err)
 		var a delta.Applier
 		defer a.Close()
-		for _, seg := range d.Missing(l.Has) {
+		for _, seg := range missing(b, d, l) {
 			must(b, a.Apply(d, seg, section(seg.Section), func(c delta.Content) (delta.File, error) { return l.Open(c) }, l.Create))
 		}
 		_, err = s.AddDelta(b.Context(), "", d, section(d.Skeleton), l)

@@ -2,9 +2,11 @@ package store
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -79,11 +81,87 @@ func (s *Store) pin(name string, d sum) (bool, error) {
 	if s.kept != nil {
 		s.kept[name] = struct{}{}
 	}
+	return s.thereLocked(name, d)
+}
+
+func (s *Store) thereLocked(name string, d sum) (bool, error) {
 	there, err := holds(s.objectFile(name), d)
 	if there {
 		delete(s.claims, name)
 	}
 	return there, err
+}
+
+// A pinSet pins any number of objects in memory that does not grow: it has a bit
+// for each value of the first bits of a name, which is a digest's. So it pins
+// some that nobody asked for, among a million objects every
+// fifth; GC takes those the next time.
+type pinSet [1 << (pinBits - 3)]byte
+
+const pinBits = 22
+
+func pinBit(name string) (at int, bit byte) {
+	var b [4]byte
+	base64.RawURLEncoding.Decode(b[:3], []byte(name[:4])) // made of this alphabet, or no object's
+	i := binary.BigEndian.Uint32(b[:]) >> (32 - pinBits)
+	return int(i / 8), 1 << (i % 8)
+}
+
+func (p *pinSet) add(name string) {
+	at, bit := pinBit(name)
+	p[at] |= bit
+}
+
+func (p *pinSet) has(name string) bool {
+	if len(name) < nameLen {
+		return false
+	}
+	at, bit := pinBit(name)
+	return p[at]&bit != 0
+}
+
+// newPinSet gives one that counts until it is dropped.
+func (s *Store) newPinSet() *pinSet {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := new(pinSet)
+	s.pinSets[p] = struct{}{}
+	if s.kept != nil {
+		s.keptSets = append(s.keptSets, p)
+	}
+	return p
+}
+
+func (s *Store) dropPinSet(p *pinSet) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pinSets, p)
+}
+
+// pinIn is pin with a set.
+func (s *Store) pinIn(p *pinSet, name string, d sum) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.add(name)
+	return s.thereLocked(name, d)
+}
+
+func (s *Store) pinnedLocked(name string) bool {
+	if s.pins[name] > 0 {
+		return true
+	}
+	for p := range s.pinSets {
+		if p.has(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// keptLocked reports whether an object has been pinned since the running GC began.
+func (s *Store) keptLocked(name string) bool {
+	_, ok := s.kept[name]
+	return ok || slices.ContainsFunc(s.keptSets, func(p *pinSet) bool { return p.has(name) })
 }
 
 func (s *Store) unpin(names map[string]bool) {

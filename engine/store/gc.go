@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,13 +45,14 @@ func (s *Store) beginGC() error {
 	for name := range s.pins {
 		s.kept[name] = struct{}{}
 	}
+	s.keptSets = slices.Collect(maps.Keys(s.pinSets))
 	return nil
 }
 
 func (s *Store) endGC() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = nil
+	s.kept, s.keptSets = nil, nil
 }
 
 func (s *Store) collect(ctx context.Context) (int64, error) {
@@ -241,7 +244,7 @@ func (s *Store) removeObject(name string) (unix.Stat_t, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var st unix.Stat_t
-	if _, ok := s.kept[name]; ok {
+	if s.keptLocked(name) {
 		return st, nil
 	}
 	if err := unix.Lstat(s.objectFile(name), &st); err != nil {

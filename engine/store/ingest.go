@@ -34,8 +34,7 @@ const (
 type ingested struct {
 	data  []byte   // valid until the next one is ingested
 	file  *os.File // nil if small
-	there bool     // it has its name already
-	kept  bool     // and a layer that is leased has it
+	there bool     // it has its name already, and keeps it until the layer is there
 }
 
 // ingest reads one entry's content.
@@ -51,7 +50,7 @@ func (a *adding) ingest(ctx context.Context, h *tar.Header, r io.Reader) (conten
 	}
 	if told, ok := a.prior.content(at, h.Size); ok && !c.sparse {
 		c.digest = told.is
-		return c, ingested{there: true, kept: told.kept}, a.pass(ctx, r, h.Size-int64(n))
+		return c, ingested{there: true}, a.pass(ctx, r, h.Size-int64(n))
 	}
 	if int64(n) == h.Size {
 		c.digest = sha256.Sum256(a.buf[:n])

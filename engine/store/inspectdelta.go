@@ -22,6 +22,9 @@ type LayerReport struct {
 	Bases  map[oci.Digest]string // paths of what patches build on, as far as known
 }
 
+// costlyFiles is how many files of a layer are reported on.
+const costlyFiles = 100
+
 // InspectDelta reports on the deltas of an image's layers. base, which they were
 // made from, may be "" or another store's: some files then have no names.
 func (s *Store) InspectDelta(ctx context.Context, base oci.ImageID, files []*os.File) (DeltaReport, error) {
@@ -42,13 +45,18 @@ func (s *Store) InspectDelta(ctx context.Context, base oci.ImageID, files []*os.
 }
 
 func (s *Store) inspectLayerDelta(ctx context.Context, base oci.ImageID, f *os.File) (LayerReport, error) {
-	d, r, err := delta.Inspect(ctx, f, func(id oci.DiffID) delta.Records {
+	scratch, err := s.TempFile()
+	if err != nil {
+		return LayerReport{}, err
+	}
+	defer scratch.Close()
+	d, r, err := delta.Inspect(ctx, f, scratch, func(id oci.DiffID) delta.Records {
 		l, err := s.Find(id)
 		if err != nil {
 			return nil
 		}
 		return s.Records(l.ChainID)
-	})
+	}, costlyFiles)
 	if err != nil {
 		return LayerReport{}, err
 	}

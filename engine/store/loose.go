@@ -3,34 +3,36 @@ package store
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/engine/delta"
+	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/oci"
 )
 
-// looseBucket names objects that no layer has yet, and when they were made, in
-// seconds since 1970. GC spares them for looseFor.
-var looseBucket = []byte("loose")
+// The directory loose/ says which objects are there that no layer has yet: a file for
+// each Loose has their names, one after the other. GC spares them until looseFor
+// after it was last written to. (In minke.db many would stay: it does not shrink,
+// and what is read of it counts as the daemon's memory.)
 
 // looseFor is how long an update that broke off keeps what it has brought.
 const looseFor = 14 * 24 * time.Hour
 
-// A power cut may take so many bytes of new contents, or what came in so long a
-// time, whichever is less: a fast line brings them again, a slow one has not
-// brought much. A content that is not complete is lost in any case.
+// A power cut may take so many bytes of new contents, so many of them, or what
+// came in so long a time, whichever is less: a fast line brings them again, a slow
+// one has not brought much. A content that is not complete is lost in any case.
 const (
 	looseFlush = 16 << 20
+	looseMany  = 8 << 10
 	looseEvery = time.Second
 )
 
@@ -63,16 +65,18 @@ func (s *Store) Records(id oci.ChainID) delta.Records {
 // ones that a layer will have soon. Its methods may be called at once; those of
 // a content that is being made may not. What it has opened, found or made stays
 // until Close; what it has made and synced outlives a crash, for a while, so
-// that an update that broke off need not bring it again.
+// that an update that broke off need not bring it again. It takes no more memory
+// for many contents than for few, but for hard-linked layers.
 type Loose struct {
-	s   *Store
-	dir string
+	s    *Store
+	dir  string
+	pins *pinSet
 
 	mu      sync.Mutex
-	objects map[string]bool // pinned; true for what is in dir
-	byLink  map[sum]string  // object of a digest among hard-linked layers; nil if not known yet
-	pending int64           // bytes that are not synced
-	flushed time.Time       // when all were
+	fresh   []sum          // made, in dir, and not synced
+	pending int64          // bytes of them
+	flushed time.Time      // when there were none
+	byLink  map[sum]string // object of a digest among hard-linked layers; nil if not known yet
 }
 
 // Loose must be closed.
@@ -81,7 +85,7 @@ func (s *Store) Loose() (*Loose, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Loose{s: s, dir: dir, objects: map[string]bool{}, flushed: time.Now()}, nil
+	return &Loose{s: s, dir: dir, pins: s.newPinSet(), flushed: time.Now()}, nil
 }
 
 // Close gives up the contents. Those that are in no layer go at a GC, after
@@ -90,25 +94,14 @@ func (l *Loose) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.flushLocked()
-	l.s.unpin(l.objects)
+	l.s.dropPinSet(l.pins)
 	return errors.Join(err, os.RemoveAll(l.dir))
 }
 
-// Done is Close when a layer has the contents.
+// Done is Close when a layer has the contents: GC need not spare them any more.
 func (l *Loose) Done() error {
-	err := l.s.db.Update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(rootBucket).Bucket(looseBucket)
-		if b == nil {
-			return nil
-		}
-		for name := range l.objects {
-			if err := b.Delete([]byte(name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	l.s.unpin(l.objects)
+	err := l.s.forgetLoose(l.pins)
+	l.s.dropPinSet(l.pins)
 	return errors.Join(err, os.RemoveAll(l.dir))
 }
 
@@ -132,36 +125,31 @@ func (l *Loose) Open(c delta.Content) (*os.File, error) {
 }
 
 func (l *Loose) findLocked(c delta.Content) (string, error) {
-	missing := errdef.NotFound.Errorf("there is no content %s here", c.Digest)
 	d, err := parseSum(c.Digest)
 	if err != nil {
 		return "", err
 	}
 	name := d.name()
-	if staged, known := l.objects[name]; known {
-		if staged {
-			return l.dir + "/" + name, nil
+	if there, err := l.s.pinIn(l.pins, name, d); err == nil && there {
+		return l.s.objectFile(name), nil
+	}
+	if len(l.fresh) > 0 {
+		if there, err := holds(l.staged(name), d); err == nil && there {
+			return l.staged(name), nil
 		}
-		return l.s.objectFile(name), nil
 	}
-	if there, err := l.s.pin(name, d); err == nil && there {
-		l.objects[name] = false
-		return l.s.objectFile(name), nil
-	}
-	l.s.unpin(map[string]bool{name: true})
-	if !l.s.links {
-		return "", missing
-	}
-	if l.byLink == nil {
+	if l.s.links && l.byLink == nil {
 		if l.byLink, err = l.s.linked(); err != nil {
 			return "", err
 		}
 	}
 	if name = l.byLink[d]; name == "" {
-		return "", missing
+		return "", errdef.NotFound.Errorf("there is no content %s here", c.Digest)
 	}
 	return l.s.objectFile(name), nil
 }
+
+func (l *Loose) staged(name string) string { return l.dir + "/" + name }
 
 func parseSum(digest oci.Digest) (d sum, err error) {
 	if _, err := oci.ParseDigest(string(digest)); err != nil {
@@ -200,13 +188,12 @@ func (l *Loose) Create(c delta.Content) (delta.Sink, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.pending >= looseFlush || l.pending > 0 && time.Since(l.flushed) >= looseEvery {
+	if l.pending >= looseFlush || len(l.fresh) >= looseMany || len(l.fresh) > 0 && time.Since(l.flushed) >= looseEvery {
 		if err := l.flushLocked(); err != nil {
 			return nil, err
 		}
 	}
-	path := l.dir + "/new"
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(l.dir+"/new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -243,20 +230,23 @@ func (f *looseFile) Close() error {
 	f.l.mu.Lock()
 	defer f.l.mu.Unlock()
 	name := f.d.name()
-	there, err := f.l.s.pin(name, f.d)
+	there, err := f.l.s.pinIn(f.l.pins, name, f.d)
 	if err != nil {
 		return err
-	}
-	if _, known := f.l.objects[name]; known {
-		f.l.s.unpin(map[string]bool{name: true}) // it is pinned already
-	} else {
-		f.l.objects[name] = !there
 	}
 	if there {
 		return os.Remove(f.Name())
 	}
+	err = unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, f.l.staged(name), unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		return os.Remove(f.Name())
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: f.Name(), New: f.l.staged(name), Err: err}
+	}
+	f.l.fresh = append(f.l.fresh, f.d)
 	f.l.pending += f.w.n
-	return os.Rename(f.Name(), f.l.dir+"/"+name)
+	return nil
 }
 
 func (l *Loose) flush() error {
@@ -267,77 +257,147 @@ func (l *Loose) flush() error {
 
 // flushLocked makes what is complete outlive a crash.
 func (l *Loose) flushLocked() error {
-	fresh := map[string]bool{}
-	for name, staged := range l.objects {
-		if staged {
-			fresh[name] = true
-		}
-	}
-	if len(fresh) == 0 {
+	if len(l.fresh) == 0 {
 		return nil
 	}
 	if err := unix.Syncfs(int(l.s.dir.Fd())); err != nil {
 		return os.NewSyscallError("syncfs", err)
 	}
 	// Recorded first: an object without a record would go at the next GC.
-	now := binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix()))
-	err := l.s.db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.Bucket(rootBucket).CreateBucketIfNotExists(looseBucket)
-		if err != nil {
+	if err := l.s.rememberLoose(filepath.Base(l.dir), l.fresh); err != nil {
+		return err
+	}
+	touched := map[string]bool{}
+	for _, d := range l.fresh {
+		name := d.name()
+		if err := l.s.move(l.dir, name, false); err != nil {
 			return err
 		}
-		for name := range fresh {
-			if err := b.Put([]byte(name), now); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+		touched[name[:1]] = true
+	}
+	if err := l.s.syncNames(touched); err != nil {
 		return err
 	}
-	dirs, err := l.s.adopt(l.dir, fresh)
-	if err != nil {
-		return err
-	}
-	if err := l.s.syncNames(dirs); err != nil {
-		return err
-	}
-	for name := range fresh {
-		l.objects[name] = false
-	}
-	l.pending, l.flushed = 0, time.Now()
+	l.fresh, l.pending, l.flushed = l.fresh[:0], 0, time.Now()
 	return nil
+}
+
+// rememberLoose adds to a file in loose/. A power cut may leave a part, and lets GC
+// have the objects that are not in it.
+func (s *Store) rememberLoose(file string, all []sum) error {
+	names := make([]byte, 0, len(all)*nameLen)
+	for _, d := range all {
+		names = append(names, d.name()...)
+	}
+	s.looseMu.Lock()
+	defer s.looseMu.Unlock()
+	// Opened each time, for changeLoose may have replaced it.
+	f, err := os.OpenFile(s.path("loose", file), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(names)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return durable.SyncDir(s.path("loose"))
+}
+
+// forgetLoose forgets those that are in the set, whoever remembered them.
+func (s *Store) forgetLoose(in *pinSet) error {
+	return s.changeLoose(func(_ time.Time, name []byte) bool { return !in.has(string(name)) })
 }
 
 // looseObjects are those that GC spares. It forgets the old ones.
 func (s *Store) looseObjects(now time.Time, live map[string]struct{}) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(rootBucket).Bucket(looseBucket)
-		if b == nil {
-			return nil
+	return s.changeLoose(func(written time.Time, name []byte) bool {
+		if now.Sub(written) > looseFor {
+			return false
 		}
-		var old [][]byte
-		for k, v := range keys(b) {
-			if len(v) != 8 || now.Sub(time.Unix(int64(binary.BigEndian.Uint64(v)), 0)) > looseFor {
-				old = append(old, []byte(k))
-				continue
-			}
-			live[k] = struct{}{}
-		}
-		for _, k := range old {
-			if err := b.Delete(k); err != nil {
-				return err
-			}
-		}
-		return nil
+		live[string(name)] = struct{}{}
+		return true
 	})
 }
 
+// changeLoose keeps those that are to be remembered further.
+func (s *Store) changeLoose(keep func(written time.Time, name []byte) bool) error {
+	s.looseMu.Lock()
+	defer s.looseMu.Unlock()
+	files, err := os.ReadDir(s.path("loose"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := s.changeLooseFile(s.path("loose", f.Name()), keep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) changeLooseFile(path string, keep func(written time.Time, name []byte) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	each := func(w io.Writer) (kept int64, err error) {
+		r := bufio.NewReader(io.NewSectionReader(f, 0, fi.Size()))
+		name := make([]byte, nameLen)
+		for {
+			if _, err := io.ReadFull(r, name); err != nil {
+				if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) { // a power cut's
+					err = nil
+				}
+				return kept, err
+			}
+			if !keep(fi.ModTime(), name) {
+				continue
+			}
+			kept++
+			if _, err := w.Write(name); err != nil {
+				return kept, err
+			}
+		}
+	}
+	kept, err := each(io.Discard)
+	switch {
+	case err != nil: // a damaged disk; nothing more than this is lost
+		s.log.Error("what an unfinished update has brought is forgotten", "why", err)
+		return os.Remove(path)
+	case kept == 0:
+		return os.Remove(path) // after a power cut it may be there again, for its time
+	case kept == fi.Size()/nameLen:
+		return nil
+	}
+	left, err := os.CreateTemp(s.path("staging"), "loose-")
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	w := bufio.NewWriter(left)
+	_, err = each(w)
+	if err = errors.Join(err, w.Flush(), left.Sync()); err == nil {
+		err = durable.Rename(left.Name(), path)
+	}
+	if err != nil {
+		os.Remove(left.Name())
+	}
+	return err
+}
+
 // A foreknown is a layer whose digest and contents are known before its tar is
-// read: the contents are in the store, by their digests, so that only the tar's
-// has to be made again. Who writes the tar tells of a content before its first
-// byte is written, and who has read that byte can ask for it.
+// read: the contents are in the store, by their digests, and stay until the layer
+// is there, so that only the tar's has to be made again. Who writes the tar tells of
+// a content before its first byte is written, and who has read that byte can ask for
+// it.
 type foreknown struct {
 	target oci.DiffID
 
@@ -349,7 +409,6 @@ type foreknown struct {
 type foretold struct {
 	at, size int64
 	is       sum
-	kept     bool // the base has it, and will until the layer is there
 }
 
 func (f *foreknown) tell(c foretold) {
@@ -417,8 +476,8 @@ func (s *Store) AddDelta(ctx context.Context, parent oci.ChainID, d *delta.Delta
 			if s.links { // its objects have other names
 				return l.Open(c)
 			}
-			prior.tell(foretold{out.n, c.Size, is, kept})
-			if kept {
+			prior.tell(foretold{out.n, c.Size, is})
+			if kept { // by the lease of the base
 				return os.Open(s.objectFile(is.name()))
 			}
 			return l.Open(c)

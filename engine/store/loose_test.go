@@ -32,6 +32,30 @@ func deltaOf(t testing.TB, s *Store, from, to Layer) []byte {
 	return out.Bytes()
 }
 
+func readDelta(t testing.TB, s *Store, data []byte) *delta.Delta {
+	t.Helper()
+	scratch, err := s.TempFile()
+	must(t, err)
+	t.Cleanup(func() { scratch.Close() })
+	d, err := delta.Read(bytes.NewReader(data), scratch)
+	must(t, err)
+	return d
+}
+
+// missing are the segments that bring what is not here.
+func missing(t testing.TB, d *delta.Delta, l *Loose) (out []delta.Segment) {
+	t.Helper()
+	for seg, err := range d.Segments() {
+		must(t, err)
+		lacks, err := seg.Missing(l.Has)
+		must(t, err)
+		if lacks {
+			out = append(out, seg)
+		}
+	}
+	return out
+}
+
 func random(seed uint64, n int) string {
 	r := rand.New(rand.NewPCG(seed, 7))
 	b := make([]byte, n)
@@ -59,14 +83,13 @@ func TestDeltaAddsALayer(t *testing.T) {
 			maker := openAt(t, testenv.DiskDir(t), Options{Links: s.links})
 			return deltaOf(t, maker, add(t, maker, "", one), add(t, maker, "", two))
 		}()
-		d, err := delta.Read(bytes.NewReader(data))
-		must(t, err)
+		d := readDelta(t, s, data)
 		section := func(p delta.Section) io.Reader { return bytes.NewReader(data[p.Offset:][:p.Length]) }
 
 		// It breaks off after the first segment, and what came is kept.
 		l, err := s.Loose()
 		must(t, err)
-		segments := d.Missing(l.Has)
+		segments := missing(t, d, l)
 		if len(segments) < 2 {
 			t.Fatalf("%d segments, want several", len(segments))
 		}
@@ -83,10 +106,10 @@ func TestDeltaAddsALayer(t *testing.T) {
 
 		l, err = s.Loose()
 		must(t, err)
-		if left := d.Missing(l.Has); len(left) != len(segments)-1 {
+		if left := missing(t, d, l); len(left) != len(segments)-1 {
 			t.Errorf("%d of %d segments are missing after a break, want all but the first", len(left), len(segments))
 		}
-		for _, seg := range d.Missing(l.Has) {
+		for _, seg := range missing(t, d, l) {
 			apply(seg)
 		}
 		got, err := s.AddDelta(t.Context(), from.ChainID, d, section(d.Skeleton), l)
@@ -124,6 +147,104 @@ func TestLooseContentsGoInTime(t *testing.T) {
 			t.Errorf("GC left what nobody has asked for in all that time (%v)", err)
 		}
 	})
+}
+
+// What one update has brought and finished with is no longer spared, also what it
+// found from an attempt before; what others have brought is.
+func TestDoneForgetsWhatTheLayerHas(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		content := func(text string) delta.Content {
+			return delta.Content{Digest: sumOf(text).digest(), Size: int64(len(text))}
+		}
+		bring := func(l *Loose, text string) {
+			t.Helper()
+			f, err := l.Create(content(text))
+			must(t, err)
+			fmt.Fprint(f, text)
+			must(t, f.Close())
+		}
+		first, err := s.Loose()
+		must(t, err)
+		bring(first, "first")
+		bring(first, "another update's")
+		must(t, first.Close())
+		second, err := s.Loose()
+		must(t, err)
+		bring(second, "second")
+		bring(second, "second") // as a delta may have it that nobody of us has made
+		if !second.Has(content("first")) || !second.Has(content("second")) {
+			t.Fatal("what was brought is not there")
+		}
+		_, err = s.GC(t.Context())
+		must(t, err)
+		if !second.Has(content("second")) {
+			t.Error("GC took what is being brought")
+		}
+		must(t, second.flush(), second.Done())
+		_, err = s.GC(t.Context())
+		must(t, err)
+		l, err := s.Loose()
+		must(t, err)
+		defer l.Close()
+		for text, want := range map[string]bool{"first": false, "second": false, "another update's": true} {
+			if got := l.Has(content(text)); got != want {
+				t.Errorf("after Done and GC, Has(%q) = %v, want %v", text, got, want)
+			}
+		}
+	})
+}
+
+func TestGCTakesNothingThatIsPinnedMeanwhile(t *testing.T) {
+	both(t, func(t *testing.T, s *Store) {
+		l, err := s.Loose()
+		must(t, err)
+		c := delta.Content{Digest: sumOf("found").digest(), Size: 5}
+		f, err := l.Create(c)
+		must(t, err)
+		fmt.Fprint(f, "found")
+		must(t, f.Close(), l.flush(), l.Done()) // as if a layer had it
+		name := sumOf("found").name()
+
+		must(t, s.beginGC())
+		l, err = s.Loose()
+		must(t, err)
+		if !l.Has(c) {
+			t.Fatal("it is not there")
+		}
+		must(t, l.Close())
+		_, err = s.removeObject(name)
+		must(t, err)
+		s.endGC()
+		if n := objects(t, s); n != 1 {
+			t.Errorf("%d objects, want the one that was pinned while GC ran", n)
+		}
+		_, err = s.GC(t.Context())
+		must(t, err)
+		if n := objects(t, s); n != 0 {
+			t.Errorf("%d objects are left", n)
+		}
+	})
+}
+
+func TestAPinSetHasWhatWasAdded(t *testing.T) {
+	var p pinSet
+	const n, others = 200_000, 20_000
+	name := func(i int) string { return sumOf(fmt.Sprint(i)).name() }
+	for i := range n {
+		p.add(name(i))
+	}
+	more := 0
+	for i := range n + others {
+		switch has := p.has(name(i)); {
+		case i < n && !has:
+			t.Fatalf("the set has lost name %d", i)
+		case i >= n && has:
+			more++
+		}
+	}
+	if more > others/10 {
+		t.Errorf("of %d other names the set has %d", others, more)
+	}
 }
 
 func TestAnAbortedContentIsNotThere(t *testing.T) {

@@ -119,11 +119,11 @@ func (s *Store) makeLayerDelta(ctx context.Context, target delta.Layer, bases []
 	h := sha256.New()
 	out := &counter{w: io.MultiWriter(l.File, h)}
 	open := func(c delta.Content) (delta.File, error) { return loose.Open(c) }
-	made, err := delta.Make(ctx, out, target, bases, open, scratch, options)
+	from, err := delta.Make(ctx, out, target, bases, open, scratch, options)
 	if err != nil {
 		return l, err
 	}
-	l.Target, l.Base = made.Target, made.Base
+	l.Target, l.Base = target.DiffID, from
 	l.Digest, l.Size = oci.FromHash(h), out.n
 	return l, nil
 }

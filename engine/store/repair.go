@@ -207,7 +207,7 @@ func present(get func([]byte) []byte, all map[string]error) map[string]error {
 // says.
 func (s *Store) removeDamaged(name string) error {
 	s.mu.Lock()
-	if s.pins[name] > 0 {
+	if s.pinnedLocked(name) {
 		s.mu.Unlock()
 		return errdef.Busy.Errorf("object %s is wanted by a layer that is being added; repair again when that is done", objectPath(name))
 	}

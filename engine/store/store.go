@@ -14,6 +14,7 @@
 //	layers/<chain hex>/toc      how to write the tar again, compressed
 //	staging/                    work in progress; empty after Open
 //	empty/                      two layers with nothing in them, always
+//	loose/                      names of objects that an update has brought, see Loose
 //
 // The records (layers, images, names) are in one bbolt database that the
 // caller opens and shares; ours is the bucket "store". A layer is synced to
@@ -105,6 +106,11 @@ type Store struct {
 	pins   map[string]int      // objects that an unrecorded layer needs
 	claims map[string]struct{} // those of them in files/ that only the layer that brought them has found
 	kept   map[string]struct{} // objects pinned since the running GC began; nil when none runs
+
+	pinSets  map[*pinSet]struct{} // more that are pinned
+	keptSets []*pinSet            // those of them that the running GC has met
+
+	looseMu sync.Mutex // guards what is in loose/
 }
 
 // Open opens the store below root with its records in db, removing what a
@@ -113,6 +119,7 @@ func Open(root string, db *bbolt.DB, o Options) (*Store, error) {
 	s := &Store{
 		root: root, db: db, links: o.Links, maxLayer: o.MaxLayer, log: o.Logger,
 		leases: map[*lease]struct{}{}, added: map[oci.ChainID]uint64{}, pins: map[string]int{}, claims: map[string]struct{}{},
+		pinSets: map[*pinSet]struct{}{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -142,7 +149,7 @@ func (s *Store) prepare() error {
 	// Nobody but root may come by: layers have set-ID programs, which are for
 	// containers and not for users of the host. Containers do not pass here,
 	// the overlay looks names up from the layers on.
-	for _, d := range []string{"files", "layers", "staging", "empty"} {
+	for _, d := range []string{"files", "layers", "staging", "empty", "loose"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return err
 		}

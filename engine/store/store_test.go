@@ -60,8 +60,8 @@ func checkStaging(t *testing.T, s *Store) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("staging holds %v, %v; want nothing", left, err)
 	}
-	if len(s.pins) > 0 {
-		t.Errorf("objects %v are still pinned", s.pins)
+	if len(s.pins)+len(s.pinSets) > 0 {
+		t.Errorf("objects %v are still pinned, and those in %d sets", s.pins, len(s.pinSets))
 	}
 }
 
