@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -45,7 +46,9 @@ type (
 	ContainerStartOptions struct{}
 	ContainerStartResult  struct{}
 
-	ContainerStopOptions struct{}
+	ContainerStopOptions struct {
+		Timeout *int // seconds until it is killed; nil for the container's own
+	}
 	ContainerStopResult  struct{}
 
 	ContainerRemoveOptions struct{ RemoveVolumes, Force bool }
@@ -92,8 +95,12 @@ func (c *Client) ContainerStart(ctx context.Context, id string, _ ContainerStart
 }
 
 // ContainerStop of one that does not run does nothing.
-func (c *Client) ContainerStop(ctx context.Context, id string, _ ContainerStopOptions) (ContainerStopResult, error) {
-	return ContainerStopResult{}, c.do(ctx, post("containers", id, "stop"), nil)
+func (c *Client) ContainerStop(ctx context.Context, id string, o ContainerStopOptions) (ContainerStopResult, error) {
+	r := post("containers", id, "stop")
+	if o.Timeout != nil {
+		r.query = url.Values{"t": {strconv.Itoa(*o.Timeout)}}
+	}
+	return ContainerStopResult{}, c.do(ctx, r, nil)
 }
 
 func (c *Client) ContainerRemove(ctx context.Context, id string, o ContainerRemoveOptions) (ContainerRemoveResult, error) {

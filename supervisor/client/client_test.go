@@ -97,7 +97,7 @@ func TestRequestsAndResultsAreThoseOfMobysClient(t *testing.T) {
 	hostConfig := &container.HostConfig{Binds: []string{"a:/b"}}
 	networking := &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{"n": {Aliases: []string{"x"}}}}
 	ipam := &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("10.1.0.0/16")}}}
-	policy := &container.RestartPolicy{Name: "always"}
+	policy, seconds := &container.RestartPolicy{Name: "always"}, 0
 	calls := []struct {
 		name         string
 		ours, theirs func() (any, error)
@@ -121,6 +121,7 @@ func TestRequestsAndResultsAreThoseOfMobysClient(t *testing.T) {
 			return theirs.ContainerCreate(ctx, moby.ContainerCreateOptions{Name: "n", Config: config, HostConfig: hostConfig, NetworkingConfig: networking})
 		}},
 		{"container-start", func() (any, error) { return ours.ContainerStart(ctx, "c", ContainerStartOptions{}) }, func() (any, error) { return theirs.ContainerStart(ctx, "c", moby.ContainerStartOptions{}) }},
+		{"container-stop-within", func() (any, error) { return ours.ContainerStop(ctx, "c", ContainerStopOptions{Timeout: &seconds}) }, func() (any, error) { return theirs.ContainerStop(ctx, "c", moby.ContainerStopOptions{Timeout: &seconds}) }},
 		{"container-stop", func() (any, error) { return ours.ContainerStop(ctx, "c", ContainerStopOptions{}) }, func() (any, error) { return theirs.ContainerStop(ctx, "c", moby.ContainerStopOptions{}) }},
 		{"container-remove", func() (any, error) {
 			return ours.ContainerRemove(ctx, "c", ContainerRemoveOptions{RemoveVolumes: true, Force: true})
