@@ -111,6 +111,7 @@ type Supervisor struct {
 	gateway     gateway
 	turn        chan struct{} // capacity 1: held by the pull that gives way
 	wallProblem string        // the loop's: why there is no firewall
+	wallPort    uint16        // the loop's: of the table that there is, and no other
 
 	configured configuring // the loop's
 
