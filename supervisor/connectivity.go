@@ -5,8 +5,6 @@ import (
 	"net"
 	"net/url"
 	"time"
-
-	"github.com/minke-os/minke/supervisor/model"
 )
 
 // connectInterval is the time between two looks at the server, and the most
@@ -45,7 +43,7 @@ func (s *Supervisor) watchConnection(ctx context.Context) {
 
 // connect makes a connection to the server, if it is to be tried at all.
 func (s *Supervisor) connect(ctx context.Context) error {
-	if !model.Variable(s.Target().Config, "SUPERVISOR_CONNECTIVITY_CHECK", true) || s.host.VPNConnected() {
+	if !flag(s.Target().Config, "SUPERVISOR_CONNECTIVITY_CHECK") || s.host.VPNConnected() {
 		return nil
 	}
 	u, err := url.Parse(s.bootNow().APIEndpoint)

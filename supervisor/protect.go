@@ -101,8 +101,7 @@ func (s *Supervisor) watchWall(ctx context.Context) {
 	}
 }
 
-// wallRules are what HOST_FIREWALL_MODE says: on, off, or auto, which is on
-// while a service uses the host's network. Whoever gave addresses to listen on
+// wallRules are what the firewall's mode says. Auto is on while a service uses the host's network. Whoever gave addresses to listen on
 // wants the API reached there.
 func (s *Supervisor) wallRules() firewall.Rules {
 	t := s.Target()
@@ -117,7 +116,7 @@ func (s *Supervisor) wallRules() firewall.Rules {
 			r.Ports = append(r.Ports, uint16(port))
 		}
 	}
-	switch t.Config["HOST_FIREWALL_MODE"] {
+	switch t.Config[firewallMode] {
 	case "on":
 		r.On = true
 	case "auto":

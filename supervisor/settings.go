@@ -24,9 +24,9 @@ type hostVars struct {
 }
 
 // flag is a variable's value; ok is false if it leaves the host as it is.
-func (v hostVars) flag(name string, otherwise bool) (value, ok bool) {
+func (v hostVars) flag(name string) (value, ok bool) {
 	_, given := v.now[name]
-	return model.Variable(v.now, name, otherwise), given || slices.Contains(v.gone, name)
+	return flag(v.now, name), given || slices.Contains(v.gone, name)
 }
 
 // below are the variables with a prefix, without it.
@@ -134,7 +134,7 @@ var units = map[string][]string{
 }
 
 func setsHost(variable string) bool {
-	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", "SUPERVISOR_POLL_INTERVAL"}, variable) || setsBoot(variable)
+	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", pollInterval}, variable) || setsBoot(variable)
 }
 
 func setsBoot(variable string) bool {
@@ -147,12 +147,14 @@ func (s *Supervisor) setConfigJSON(v hostVars) error {
 		return nil
 	}
 	change := map[string]any{}
-	if text, given := v.now["SUPERVISOR_POLL_INTERVAL"]; given {
-		if n, ok := model.Int(text); ok && n != intOf(s.bootNow().PollInterval) {
-			change["appUpdatePollInterval"] = n
-		}
+	had := intOf(s.bootNow().PollInterval)
+	if _, ok := model.Int(v.now[pollInterval]); ok && numeric(v.now, pollInterval, 0) != had {
+		change["appUpdatePollInterval"] = numeric(v.now, pollInterval, 0)
 	}
-	on, ok := v.flag("SUPERVISOR_PERSISTENT_LOGGING", false)
+	if slices.Contains(v.gone, pollInterval) && had != 0 {
+		change["appUpdatePollInterval"] = nil
+	}
+	on, ok := v.flag("SUPERVISOR_PERSISTENT_LOGGING")
 	reboot := ok && on != model.Truthy(s.bootNow().PersistentLogging)
 	if reboot {
 		change["persistentLogging"] = on
@@ -230,7 +232,7 @@ func (s *Supervisor) vpnTooSoon() bool {
 // setUnits starts and stops services of the host.
 func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 	for _, name := range slices.Sorted(maps.Keys(units)) {
-		on, ok := v.flag(name, true)
+		on, ok := v.flag(name)
 		if !ok {
 			continue
 		}

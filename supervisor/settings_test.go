@@ -83,6 +83,9 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" })
 	m.until("what no variable sets any more goes", func() bool { return configTxt() == "# ours\nenable_uart=1\n" })
+	m.f.Wants(release("c2", "garden:2", "", ""))
+	m.update()
+	m.until("so does the interval of polls", func() bool { return m.config()["appUpdatePollInterval"] == nil })
 }
 
 func TestPowerAndFanOfAnOrin(t *testing.T) {

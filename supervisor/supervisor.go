@@ -133,6 +133,7 @@ type Supervisor struct {
 	handed      map[string]bool        // old containers that may go
 	commits     map[model.AppID]string // last release that settled
 	fresh       map[string]bool        // app/service that starts after a reboot, of which a container was made in this boot
+	wrong       map[string]string      // variables that were said to be wrong, with their values
 	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 
