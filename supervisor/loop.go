@@ -178,7 +178,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 			}
 			continue
 		}
-		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomier(f) {
+		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomierLocked(f) {
 			again = min(again, f.until.Sub(now))
 			if f.full > 0 {
 				again = min(again, roomPoll)
@@ -196,10 +196,10 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	return ready, max(again, time.Millisecond)
 }
 
-// roomier reports whether a download that found no room may find some now.
-func (s *Supervisor) roomier(f failure) bool {
+// roomierLocked reports whether a download that found no room may find some now.
+func (s *Supervisor) roomierLocked(f failure) bool {
 	const enough = 16 << 20 // bytes; logs come and go
-	return f.full > 0 && s.host.Free() > f.full+enough
+	return f.full > 0 && s.freeLocked() > f.full+enough
 }
 
 func key(st plan.Step) string {
@@ -403,7 +403,7 @@ func (s *Supervisor) outcome(ctx context.Context, st plan.Step, err error) {
 	case errdef.Is(err, errdef.Busy):
 		limit = maxLockRetry
 	case isFull(err):
-		limit, full = maxFullRetry, max(s.host.Free(), 1)
+		limit, full = maxFullRetry, max(s.freeLocked(), 1)
 	}
 	f := s.failures[key(st)]
 	delay := min(time.Second/2<<min(f.count, 12), limit)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -50,7 +51,6 @@ type configuring struct {
 	generation int // of the target whose variables are set
 	failures   int
 	until      time.Time // when it is tried again after them, or for a change that is not due yet; zero for never
-	vpn        time.Time // when the VPN was switched last
 	waiting    string    // why the host does not reboot
 }
 
@@ -217,16 +217,42 @@ const (
 	vpnPause = time.Hour
 )
 
+// vpnFile has how long the host had been up when the VPN was switched last. A
+// reboot switches it as the host does.
+func (s *Supervisor) vpnFile() string { return filepath.Join(s.cfg.HostTmp, "vpn-switched") }
+
 // vpnTooSoon puts a change of the VPN off until an hour after the one before.
-func (s *Supervisor) vpnTooSoon() bool {
-	c := &s.configured
-	due := c.vpn.Add(vpnPause)
-	if c.vpn.IsZero() || !time.Now().Before(due) {
-		return false
+func (s *Supervisor) vpnTooSoon() (bool, error) {
+	lines, ok, err := s.notedBoot(s.vpnFile())
+	if !ok || err != nil {
+		return false, err
 	}
-	c.until = due
-	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", time.Until(due).Round(time.Minute)))
-	return true
+	at, err := time.ParseDuration(strings.Join(lines, ""))
+	wait := at + vpnPause - s.host.Uptime()
+	if err != nil || wait <= 0 {
+		return false, nil
+	}
+	s.configured.until = time.Now().Add(wait)
+	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", wait.Round(time.Minute)))
+	return true, nil
+}
+
+// switchUnit starts or stops a unit of the host, and reports whether it did.
+func (s *Supervisor) switchUnit(ctx context.Context, unit string, on bool) (bool, error) {
+	active, err := s.host.UnitActive(ctx, unit)
+	if err != nil || active == on {
+		return false, err
+	}
+	if unit != vpnUnit {
+		return true, s.host.SetUnit(ctx, unit, on)
+	}
+	if soon, err := s.vpnTooSoon(); soon || err != nil {
+		return false, err
+	}
+	if err := s.host.SetUnit(ctx, unit, on); err != nil {
+		return false, err
+	}
+	return true, s.noteBoot(s.vpnFile(), s.host.Uptime().String())
 }
 
 // setUnits starts and stops services of the host.
@@ -237,20 +263,13 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 			continue
 		}
 		for _, unit := range units[name] {
-			active, err := s.host.UnitActive(ctx, unit)
-			if err == nil && (active == on || unit == vpnUnit && s.vpnTooSoon()) {
-				continue
-			}
-			if err == nil {
-				err = s.host.SetUnit(ctx, unit, on)
-			}
+			switched, err := s.switchUnit(ctx, unit, on)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", name, unit, err)
 			}
-			if unit == vpnUnit {
-				s.configured.vpn = time.Now()
+			if switched {
+				s.changed("configuration change", map[string]any{name: on})
 			}
-			s.changed("configuration change", map[string]any{name: on})
 		}
 	}
 	return nil

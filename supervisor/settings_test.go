@@ -10,6 +10,7 @@ import (
 
 	"github.com/minke-os/minke/internal/testbus"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/internal/testfleet"
 	"github.com/minke-os/minke/supervisor"
 )
 
@@ -72,6 +73,14 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	m.until("people learn that the VPN is left alone for an hour", func() bool { return m.f.Heard("The VPN is switched once an hour at most; it will be in 1h0m0s") })
 	if systemd.Called("stop openvpn.service fail") {
 		t.Error("openvpn is stopped twice within an hour")
+	}
+	lines := len(m.f.Lines())
+	m.restart()
+	m.until("a restart has not forgotten that", func() bool {
+		return slices.ContainsFunc(m.f.Lines()[lines:], func(l testfleet.Line) bool { return strings.Contains(l.Message, "The VPN is switched once an hour at most") })
+	})
+	if systemd.Called("stop openvpn.service fail") {
+		t.Error("openvpn is stopped twice within an hour, after a restart")
 	}
 	m.f.Wants(release("c1", "garden:1", "", `"RESIN_HOST_CONFIG_kernel":"mine","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
 	m.update()

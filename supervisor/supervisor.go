@@ -67,6 +67,7 @@ type Engine interface {
 	Events(context.Context, client.EventsListOptions) client.EventsResult
 	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
+	Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error)
 }
 
 // A Puller is the part of a Docker API client that downloads images.
@@ -134,6 +135,7 @@ type Supervisor struct {
 	commits     map[model.AppID]string // last release that settled
 	fresh       map[string]bool        // app/service that starts after a reboot, of which a container was made in this boot
 	wrong       map[string]string      // variables that were said to be wrong, with their values
+	images      disk                   // that the last pull filled
 	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/minke-os/minke/oci"
@@ -49,7 +50,7 @@ type (
 	ContainerStopOptions struct {
 		Timeout *int // seconds until it is killed; nil for the container's own
 	}
-	ContainerStopResult  struct{}
+	ContainerStopResult struct{}
 
 	ContainerRemoveOptions struct{ RemoveVolumes, Force bool }
 	ContainerRemoveResult  struct{}
@@ -306,6 +307,16 @@ func (m messages) JSONMessages(ctx context.Context) iter.Seq2[jsonstream.Message
 			}
 		}
 	}
+}
+
+type (
+	InfoOptions      struct{}
+	SystemInfoResult struct{ Info system.Info }
+)
+
+func (c *Client) Info(ctx context.Context, _ InfoOptions) (res SystemInfoResult, err error) {
+	err = c.do(ctx, get("info"), &res.Info)
+	return res, err
 }
 
 type (
