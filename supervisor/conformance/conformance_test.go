@@ -72,6 +72,13 @@ func TestMinke(t *testing.T) {
 }
 
 func TestDocker(t *testing.T) {
+	needDocker(t)
+	run(t, true)
+}
+
+// needDocker skips where there is no Docker to be started, one at a time.
+func needDocker(t *testing.T) {
+	t.Helper()
 	testenv.Need(t, "dockerd")
 	testenv.Need(t, "containerd")
 	if os.Getenv("MINKE_TEST_DOCKER") == "" {
@@ -80,7 +87,6 @@ func TestDocker(t *testing.T) {
 	if _, err := os.Stat("/run/containerd/containerd.sock"); err == nil {
 		t.Skip("a containerd runs already, which dockerd would use; stop it first")
 	}
-	run(t, true)
 }
 
 func TestEveryCheckIsThereOnce(t *testing.T) {

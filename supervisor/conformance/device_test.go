@@ -57,7 +57,8 @@ type device struct {
 
 // A setup is what differs between devices.
 type setup struct {
-	docker  bool // a stock dockerd is the engine
+	docker  bool   // a stock dockerd is the engine
+	disk    string // mount options of the tmpfs that it has, "" for a directory
 	managed bool
 	config  obj      // more of config.json
 	env     []string // more of minked's environment
@@ -98,7 +99,7 @@ func start(t *testing.T, s setup) *device {
 	args := []string{"--supervisor=true", "--boot-dir", d.boot, "--preload", filepath.Join(d.boot, "apps.json")}
 	prepare := func(c *exec.Cmd) { s.prepare(c) }
 	if s.docker {
-		d.besideDocker(args, prepare)
+		d.besideDocker(args, s.disk, prepare)
 	} else {
 		host.Stop()
 		host.Prepare = prepare
@@ -168,13 +169,20 @@ func (d *device) plug(in bool) {
 }
 
 // besideDocker starts dockerd, and makes minked supervise it.
-func (d *device) besideDocker(args []string, prepare func(*exec.Cmd)) {
+func (d *device) besideDocker(args []string, disk string, prepare func(*exec.Cmd)) {
 	d.t.Helper()
 	dir := filepath.Join(d.host.Dir, "docker")
 	socket := filepath.Join(dir, "docker.sock")
 	config := filepath.Join(dir, "daemon.json")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o700); err != nil {
 		d.t.Fatal(err)
+	}
+	if disk != "" {
+		data := filepath.Join(dir, "data")
+		if err := unix.Mount("tmpfs", data, "tmpfs", 0, disk); err != nil {
+			d.t.Fatal(err)
+		}
+		d.t.Cleanup(func() { unix.Unmount(data, unix.MNT_DETACH) })
 	}
 	d.write(config, "{}")
 	log, err := os.Create(filepath.Join(dir, "log"))
