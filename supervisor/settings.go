@@ -138,7 +138,7 @@ func setsHost(variable string) bool {
 }
 
 func setsBoot(variable string) bool {
-	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
+	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_ODMDATA_", "HOST_CONFIGFS_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
 }
 
 // setConfigJSON keeps in config.json what the host reads there.
@@ -275,9 +275,24 @@ func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 	return nil
 }
 
-func (s *Supervisor) backends() []bootconfig.Backend {
+func (s *Supervisor) bootFacts() bootconfig.Facts {
 	b := s.bootNow()
-	return bootconfig.Backends(bootconfig.Facts{Dir: s.cfg.BootDir, DeviceType: b.DeviceType, MetaBalena: b.os["META_BALENA_VERSION"]})
+	return bootconfig.Facts{Dir: s.cfg.BootDir, DeviceType: b.DeviceType, MetaBalena: b.os["META_BALENA_VERSION"], Root: s.cfg.HostRoot}
+}
+
+func (s *Supervisor) backends() []bootconfig.Backend { return bootconfig.Backends(s.bootFacts()) }
+
+// loadTables gives the kernel the ACPI tables that this host is to have. It forgets
+// them with each reboot.
+func (s *Supervisor) loadTables(ctx context.Context) {
+	tables, err := bootconfig.Tables(s.bootFacts())
+	for _, file := range tables {
+		err = errors.Join(err, s.host.LoadTable(ctx, file))
+	}
+	if err != nil {
+		s.log.Error("load ACPI tables", "err", err)
+		s.hub.System("Unable to initialise ConfigFS: " + err.Error())
+	}
 }
 
 // setBoot changes what boots the host.

@@ -86,6 +86,7 @@ type Config struct {
 	Preload      string   // apps.json, for a device that was never given a target; "" for none
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
+	HostRoot     string                     // of the host's /boot, /dev, /proc, /run and /sys; "" but in tests
 	SystemBus    string                     // address of the system D-Bus; the usual one if empty
 	LED          string                     // brightness file of the LED that blinks
 	Transport    http.RoundTripper          // to the fleet server; nil for the usual one
@@ -152,7 +153,7 @@ func New(cfg Config) *Supervisor {
 	locks := lock.New(filepath.Join(cfg.HostTmp, "services"))
 	return &Supervisor{
 		cfg: cfg, log: cfg.Logger, config: bootconfig.At(filepath.Join(cfg.BootDir, "config.json")),
-		host:     host.New(host.Options{Bus: cfg.SystemBus, Data: cfg.Dir, LED: cfg.LED, BootDir: cfg.BootDir}),
+		host:     host.New(host.Options{Bus: cfg.SystemBus, Root: cfg.HostRoot, Data: cfg.Dir, LED: cfg.LED, BootDir: cfg.BootDir}),
 		hub:      logs.New(cfg.Engine),
 		locks:    locks,
 		applier:  apply.Applier{Engine: cfg.Engine, Locks: locks},
@@ -181,6 +182,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	s.hub.System("Supervisor starting")
+	s.loadTables(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	server := &http.Server{
 		Handler:           api.New(s, s.log),
