@@ -225,51 +225,6 @@ func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
 	return f
 }
 
-// handOversLocked finds the old containers whose successors have said that
-// they took over, or whose time is up.
-func (s *Supervisor) handOversLocked(want plan.Want, cur plan.Current) {
-	alive := map[string]bool{}
-	for _, old := range cur.Containers {
-		alive[old.ID] = true
-		spec, next, ok := successor(want, cur, old)
-		if !ok || s.handed[old.ID] {
-			continue
-		}
-		done, err := s.locks.HandedOver(old.App, old.Service)
-		if err != nil {
-			s.log.Warn("hand-over", "service", old.Service, "err", err)
-		}
-		if done || time.Since(next.Created) > spec.HandOver {
-			s.handed[old.ID] = true
-		}
-	}
-	for id := range s.handed {
-		if !alive[id] {
-			delete(s.handed, id)
-		}
-	}
-}
-
-// successor finds the container that takes over from old.
-func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec, plan.Container, bool) {
-	if !old.Old() {
-		return model.Spec{}, plan.Container{}, false
-	}
-	for _, app := range want.Apps {
-		for _, spec := range app.Services {
-			if app.ID != old.App || spec.Service != old.Service {
-				continue
-			}
-			for _, c := range cur.Containers {
-				if c.App == old.App && c.Service == old.Service && !c.Old() {
-					return spec, c, true
-				}
-			}
-		}
-	}
-	return model.Spec{}, plan.Container{}, false
-}
-
 // converged notes that the target is reached, unless there is a newer one. It
 // reports whether that is news.
 func (s *Supervisor) converged(want plan.Want) bool {
@@ -474,40 +429,4 @@ func (s *Supervisor) setDoing(st plan.Step, on bool) {
 	} else {
 		delete(s.doing, k)
 	}
-}
-
-// messages are the log lines before and after a step, in the words that
-// dashboards know.
-func messages(st plan.Step, r apply.Round) (before, after string) {
-	image := ""
-	for _, app := range r.Want.Apps {
-		for _, svc := range app.Services {
-			if app.ID == st.App && svc.Service == st.Service {
-				image = " " + svc.Image
-			}
-		}
-	}
-	service := fmt.Sprintf(" '%s%s'", st.Service, image)
-	object := fmt.Sprintf(" '%s'", st.Object)
-	switch st.Kind {
-	case plan.Kill, plan.Stop:
-		return "Killing service" + service, "Killed service" + service
-	case plan.Create:
-		return "Installing service" + service, "Installed service" + service
-	case plan.Start:
-		return "Starting service" + service, "Started service" + service
-	case plan.CreateNetwork:
-		return "Creating network" + object, ""
-	case plan.RemoveNetwork:
-		return "Removing network" + object, ""
-	case plan.CreateVolume:
-		return "Creating volume" + object, ""
-	case plan.RemoveVolume:
-		return "Removing volume" + object, ""
-	case plan.TakeLock:
-		return "Taking update locks", ""
-	case plan.ReleaseLock:
-		return "Releasing update locks", ""
-	}
-	return "", ""
 }
