@@ -477,6 +477,45 @@ func TestLogsGoAndGoOn(t *testing.T) {
 	})
 }
 
+// An hour without a network has pauses grow to a quarter of an hour.
+func TestWhatWaitsGoesWhenTheNetworkIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newServer(), newDevice()
+		s.breakLog = true
+		refused := 0
+		s.answer = func(r *http.Request, _ string) (int, string, http.Header) {
+			if strings.HasSuffix(r.URL.Path, "/tags") {
+				refused++
+				return 503, "", nil
+			}
+			return 0, "", nil
+		}
+		d.tags = map[string]string{"room": "cellar"}
+		d.lines <- logs.Message{Message: "one", Timestamp: time.Now().UnixMilli()}
+		l := link(t, s, d)
+		time.Sleep(time.Hour + 100*time.Second)
+		d.lines <- logs.Message{Message: "two", Timestamp: time.Now().UnixMilli()}
+		before := refused
+		s.mu.Lock()
+		s.answer, s.breakLog = nil, false
+		began, calls := int(time.Since(s.start).Seconds()), len(s.calls)
+		s.mu.Unlock()
+		l.Reconnected()
+		time.Sleep(time.Second)
+		for _, what := range []string{statePath, "PATCH /device/v3/state"} {
+			if at := s.at(what); at[len(at)-1] != began {
+				t.Errorf("%s at %v s, want it once more at %d", what, at, began)
+			}
+		}
+		if len(s.lines) != 1 || !strings.Contains(s.lines[0], "two") {
+			t.Errorf("lines %q, want the one that waits", s.lines)
+		}
+		if refused != before || len(s.calls) != calls+2 {
+			t.Errorf("calls %q, want no other", s.calls[calls:])
+		}
+	})
+}
+
 func TestTagsAreSentOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := newServer(), newDevice()

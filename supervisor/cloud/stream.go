@@ -52,7 +52,7 @@ func (l *Link) sendLogs(ctx context.Context) {
 		failures++
 		wait := min(logRetry<<min(failures-1, 20), maxLogRetry)
 		l.log.Info("log stream ended", "err", err, "retry", wait)
-		if !pause(ctx, wait, nil) {
+		if !l.pauseAfter(ctx, err, wait) {
 			return
 		}
 	}
