@@ -30,6 +30,7 @@ type server struct {
 	lines    []string
 	streams  int
 	breakLog bool
+	dialing  time.Duration // until a log stream has no route
 }
 
 func newServer() *server {
@@ -66,8 +67,11 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 func (s *server) logs(r *http.Request) (*http.Response, error) {
 	s.mu.Lock()
 	s.streams++
-	broken := s.breakLog
+	broken, dialing := s.breakLog, s.dialing
 	s.mu.Unlock()
+	if time.Sleep(dialing); dialing > 0 {
+		return nil, errors.New("no route to host")
+	}
 	if broken {
 		return nil, errors.New("connection reset")
 	}
@@ -512,6 +516,33 @@ func TestWhatWaitsGoesWhenTheNetworkIsBack(t *testing.T) {
 		}
 		if refused != before || len(s.calls) != calls+2 {
 			t.Errorf("calls %q, want no other", s.calls[calls:])
+		}
+	})
+}
+
+// A connection that cannot be made takes the kernel seconds. What is said
+// meanwhile has not been sent, and attempts become rare all the same.
+func TestALineIsNotSentBeforeThereIsAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newServer(), newDevice()
+		s.dialing = 3 * time.Second
+		link(t, s, d)
+		began := time.Now()
+		go func() {
+			for range 3600 {
+				select {
+				case d.lines <- logs.Message{Message: "tick", Timestamp: time.Now().UnixMilli()}:
+				default: // in a pause nobody listens
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		time.Sleep(time.Hour + time.Minute)
+		if last := d.since[len(d.since)-1]; last.After(began) {
+			t.Errorf("after %v without a connection it goes on from %v, %v after the first line", time.Hour, last, last.Sub(began))
+		}
+		if n := len(d.since); n > 30 {
+			t.Errorf("%d attempts in an hour, want one each five minutes", n)
 		}
 	})
 }
