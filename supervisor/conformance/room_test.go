@@ -23,7 +23,7 @@ func TestDockerHasNoRoom(t *testing.T) {
 		for {
 			var st unix.Statfs_t
 			if unix.Statfs(filepath.Join(d.host.Dir, "docker/data"), &st) == nil {
-				low = min(low, int64(st.Bavail)*st.Bsize)
+				low = min(low, int64(st.Bavail)*int64(st.Bsize))
 			}
 			select {
 			case <-stop:
