@@ -47,7 +47,7 @@ test-powercut: ## a thousand power cuts of the image store, as many of updates b
 	MINKE_POWERCUT=1000 go test -count 1 -timeout 45m -v -run "PowerCut|Disk|Journal|Caught|OtherFile|Written" ./internal/powercut ./engine/store
 
 test-conformance: ## the supervisor's acceptance suite, with a death at each request, and beside a stock Docker too; minutes
-	scripts/deps test
+	scripts/deps conformance
 	MINKE_TEST_DOCKER=1 go test -count 1 -timeout 20m -v ./supervisor/conformance
 
 test-idle: ## what a device costs on which nothing changes; ten minutes

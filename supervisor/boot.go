@@ -85,6 +85,7 @@ func (s *Supervisor) changeBoot(values map[string]any) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	b.ListenPort = s.boot.ListenPort // of the listeners there are; another one takes a restart
 	s.boot = b
 	return nil
 }

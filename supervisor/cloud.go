@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -110,7 +109,7 @@ func (l linked) Introduction() (cloud.Introduction, bool) {
 	}
 	out := cloud.Introduction{Variables: map[string]string{}, Name: b.InitialName}
 	if n := intOf(b.PollInterval); n > 0 && n != usualInterval {
-		out.Variables["SUPERVISOR_POLL_INTERVAL"] = strconv.Itoa(n)
+		out.Variables[pollInterval] = strconv.Itoa(n)
 	}
 	if model.Truthy(b.PersistentLogging) {
 		out.Variables["SUPERVISOR_PERSISTENT_LOGGING"] = "true"
@@ -132,9 +131,6 @@ func (l linked) Introduction() (cloud.Introduction, bool) {
 // Introduced implements cloud.Device.
 func (l linked) Introduced() error { return l.store.SetServer(l.bootNow().APIEndpoint) }
 
-// usualInterval is the time between polls, in milliseconds.
-const usualInterval = 900_000
-
 // Settings implements cloud.Device.
 func (l linked) Settings() cloud.Settings { return l.settings() }
 
@@ -143,12 +139,11 @@ func (s *Supervisor) settings() cloud.Settings {
 	s.mu.Lock()
 	config, b := s.target.Config, s.boot
 	s.mu.Unlock()
-	interval := model.Variable(config, "SUPERVISOR_POLL_INTERVAL", cmp.Or(intOf(b.PollInterval), usualInterval))
 	return cloud.Settings{
-		Interval: time.Duration(max(interval, 1000)) * time.Millisecond,
-		Timeout:  time.Duration(max(model.Variable(config, "SUPERVISOR_API_REQUEST_TIMEOUT", 59_000), 1000)) * time.Millisecond,
-		Instant:  model.Variable(config, "SUPERVISOR_INSTANT_UPDATE_TRIGGER", true),
-		Logs:     model.Variable(config, "SUPERVISOR_LOG_CONTROL", true) && !s.localMode(),
+		Interval: time.Duration(numeric(config, pollInterval, intOf(b.PollInterval))) * time.Millisecond,
+		Timeout:  time.Duration(numeric(config, "SUPERVISOR_API_REQUEST_TIMEOUT", 0)) * time.Millisecond,
+		Instant:  flag(config, "SUPERVISOR_INSTANT_UPDATE_TRIGGER"),
+		Logs:     flag(config, "SUPERVISOR_LOG_CONTROL") && !s.localMode(),
 	}
 }
 
@@ -179,7 +174,7 @@ func (l linked) Report() map[string]any {
 		"supervisor_version": d.Version, "provisioning_progress": nil, "provisioning_state": "", "status": "Idle", "logs_channel": nil,
 		"ip_address": strings.Join(d.IPs, " "), "mac_address": strings.Join(d.MACs, " "),
 	}
-	if model.Variable(l.Target().Config, "SUPERVISOR_HARDWARE_METRICS", true) {
+	if flag(l.Target().Config, "SUPERVISOR_HARDWARE_METRICS") {
 		maps.Copy(out, l.host.Metrics())
 	}
 	if l.localMode() {

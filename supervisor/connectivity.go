@@ -2,11 +2,12 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
 	"time"
 
-	"github.com/minke-os/minke/supervisor/model"
+	"golang.org/x/sys/unix"
 )
 
 // connectInterval is the time between two looks at the server, and the most
@@ -15,12 +16,14 @@ const connectInterval = 10 * time.Second
 
 // watchConnection sees whether the fleet server takes connections, and shows a
 // person beside the device that it does not. A VPN that is connected says
-// enough; SUPERVISOR_CONNECTIVITY_CHECK switches it off.
+// enough; SUPERVISOR_CONNECTIVITY_CHECK switches it off. When the network of this
+// host is back, nothing waits for the end of its pause after failures.
 func (s *Supervisor) watchConnection(ctx context.Context) {
 	stop := func() {} // the LED
 	defer func() { stop() }()
 	ticker := time.NewTicker(connectInterval)
 	defer ticker.Stop()
+	unplugged := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -28,6 +31,9 @@ func (s *Supervisor) watchConnection(ctx context.Context) {
 		case <-ticker.C:
 		}
 		err := s.connect(ctx)
+		if err != nil {
+			unplugged = noNetwork(err)
+		}
 		if ctx.Err() != nil || !s.setOffline(err != nil) {
 			continue
 		}
@@ -35,6 +41,9 @@ func (s *Supervisor) watchConnection(ctx context.Context) {
 		stop = func() {}
 		if err == nil {
 			s.log.Info("the fleet server is reached again")
+			if unplugged {
+				s.link.Reconnected()
+			}
 			continue
 		}
 		s.log.Warn("Waiting for connectivity…", "err", err)
@@ -45,7 +54,7 @@ func (s *Supervisor) watchConnection(ctx context.Context) {
 
 // connect makes a connection to the server, if it is to be tried at all.
 func (s *Supervisor) connect(ctx context.Context) error {
-	if !model.Variable(s.Target().Config, "SUPERVISOR_CONNECTIVITY_CHECK", true) || s.host.VPNConnected() {
+	if !flag(s.Target().Config, "SUPERVISOR_CONNECTIVITY_CHECK") || s.host.VPNConnected() {
 		return nil
 	}
 	u, err := url.Parse(s.bootNow().APIEndpoint)
@@ -61,6 +70,18 @@ func (s *Supervisor) connect(ctx context.Context) error {
 		return err
 	}
 	return c.Close()
+}
+
+// noNetwork reports whether it is this host that reaches nothing, and not the
+// server that does not answer.
+func noNetwork(err error) bool {
+	for _, e := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	dns, ok := errors.AsType[*net.DNSError](err)
+	return ok && !dns.IsNotFound
 }
 
 // setOffline reports whether that is news.

@@ -49,7 +49,7 @@ func TestAReleaseThatThisDeviceCannotRunIsRefusedAndTheOneBeforeGoesOn(t *testin
 	// restart of the supervisor it can be made anew.
 	m.stop()
 	m.f.Wants("not JSON")
-	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
+	m.restart()
 	m.is("POST", "/v1/restart?apikey="+m.global, `{"appId":1}`, 200, "OK")
 	if got := m.running(); got["web"] != "garden:1" || got["db"] != "garden:1" {
 		t.Errorf("running = %v after a restart, want the release before", got)

@@ -13,7 +13,6 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/cloud"
-	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
 )
 
@@ -28,13 +27,11 @@ type deltaSettings struct {
 
 func (s *Supervisor) deltaSettings() deltaSettings {
 	config := s.Target().Config
-	ms := func(name string, otherwise int) time.Duration {
-		return time.Duration(max(model.Variable(config, name, otherwise), 0)) * time.Millisecond
-	}
+	ms := func(name string) time.Duration { return time.Duration(numeric(config, name, 0)) * time.Millisecond }
 	return deltaSettings{
-		wanted:  model.Variable(config, "SUPERVISOR_DELTA", false),
-		request: max(ms("SUPERVISOR_DELTA_REQUEST_TIMEOUT", 59_000), time.Second), apply: ms("SUPERVISOR_DELTA_APPLY_TIMEOUT", 0),
-		retries: model.Variable(config, "SUPERVISOR_DELTA_RETRY_COUNT", 30), interval: ms("SUPERVISOR_DELTA_RETRY_INTERVAL", 10_000),
+		wanted:  flag(config, "SUPERVISOR_DELTA"),
+		request: ms("SUPERVISOR_DELTA_REQUEST_TIMEOUT"), apply: ms("SUPERVISOR_DELTA_APPLY_TIMEOUT"),
+		retries: numeric(config, "SUPERVISOR_DELTA_RETRY_COUNT", 0), interval: ms("SUPERVISOR_DELTA_RETRY_INTERVAL"),
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/minke-os/minke/supervisor/client"
@@ -38,10 +39,12 @@ type fake struct {
 	images     map[string]string
 	registry   map[string]bool // images that can be pulled
 	pulls      []string
-	deltas     map[string]bool // images that are deltas which this engine does not know
-	room       func() error    // that a pull finds
-	crashing   map[string]bool // images whose programs keep ending
-	sickly     map[string]bool // images whose programs never become healthy
+	deltas     map[string]bool      // images that are deltas which this engine does not know
+	room       func() error         // that a pull finds
+	progress   []jsonstream.Message // of a pull
+	root       string               // where it keeps images, "" if nobody may know
+	crashing   map[string]bool      // images whose programs keep ending
+	sickly     map[string]bool      // images whose programs never become healthy
 	listeners  []chan events.Message
 }
 
@@ -287,19 +290,39 @@ func (f *fake) ImagePull(_ context.Context, ref string, o client.ImagePullOption
 	}
 	auth, _ := base64.URLEncoding.DecodeString(o.RegistryAuth)
 	f.pulls = append(f.pulls, ref+" "+string(auth))
-	f.n++
-	f.images[ref] = fmt.Sprintf("sha256:%064x", f.n)
-	f.changedLocked("image", "pull")
-	return pulled{io.NopCloser(strings.NewReader(""))}, nil
+	return pulled{io.NopCloser(strings.NewReader("")), f, ref}, nil
 }
 
-// pulled is a pull that has ended.
-type pulled struct{ io.ReadCloser }
+// pulled is a pull, which ends when its messages have been read.
+type pulled struct {
+	io.ReadCloser
+	f   *fake
+	ref string
+}
 
 func (pulled) Wait(context.Context) error { return nil }
 
-func (pulled) JSONMessages(context.Context) iter.Seq2[jsonstream.Message, error] {
-	return func(func(jsonstream.Message, error) bool) {}
+func (p pulled) JSONMessages(context.Context) iter.Seq2[jsonstream.Message, error] {
+	return func(yield func(jsonstream.Message, error) bool) {
+		f := p.f
+		f.mu.Lock()
+		list := f.progress
+		f.mu.Unlock()
+		for _, m := range list {
+			if !yield(m, nil) {
+				return
+			}
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.n++
+		f.images[p.ref] = fmt.Sprintf("sha256:%064x", f.n)
+		f.changedLocked("image", "pull")
+	}
+}
+
+func (f *fake) Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error) {
+	return client.SystemInfoResult{Info: system.Info{DockerRootDir: f.root}}, nil
 }
 
 func (f *fake) ContainerLogs(_ context.Context, id string, o client.ContainerLogsOptions) (client.ContainerLogsResult, error) {

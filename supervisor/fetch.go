@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
 	"golang.org/x/sys/unix"
 
@@ -110,12 +109,19 @@ func (s *Supervisor) pull(ctx context.Context, name string, auth registry.AuthCo
 			return ctx.Err()
 		}
 	}
+	room := s.imageDisk(ctx)
+	s.mu.Lock()
+	s.images = room
+	s.mu.Unlock()
+	if err := room.check(0); err != nil {
+		return err
+	}
 	stream, err := from.ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: encoded(auth)})
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	layers := map[string][2]int64{}
+	all := layers{}
 	last := time.Time{}
 	for msg, err := range stream.JSONMessages(ctx) {
 		if err != nil {
@@ -124,11 +130,14 @@ func (s *Supervisor) pull(ctx context.Context, name string, auth registry.AuthCo
 		if msg.Error != nil {
 			return errors.New(msg.Error.Message)
 		}
-		note(layers, msg)
+		all.note(msg)
+		if err := room.check(all.needs()); err != nil {
+			return err // and the pull ends
+		}
 		if now := time.Now(); now.Sub(last) > time.Second/4 {
 			last = now
 			s.mu.Lock()
-			d.progress = percent(layers)
+			d.progress = all.percent()
 			s.mu.Unlock()
 			s.stirred()
 		}
@@ -166,31 +175,4 @@ func encoded(auth registry.AuthConfig) string {
 		return ""
 	}
 	return base64.URLEncoding.EncodeToString(text)
-}
-
-// note keeps bytes had and bytes wanted of each layer.
-func note(layers map[string][2]int64, m jsonstream.Message) {
-	switch {
-	case m.ID == "":
-	case m.Status == "Downloading" && m.Progress != nil && m.Progress.Total > 0:
-		layers[m.ID] = [2]int64{m.Progress.Current, m.Progress.Total}
-	case m.Status == "Download complete" || m.Status == "Pull complete" || m.Status == "Already exists":
-		total := max(layers[m.ID][1], 1)
-		layers[m.ID] = [2]int64{total, total}
-	case m.Status == "Pulling fs layer" || m.Status == "Waiting":
-		if _, ok := layers[m.ID]; !ok {
-			layers[m.ID] = [2]int64{0, 1}
-		}
-	}
-}
-
-func percent(layers map[string][2]int64) int {
-	var have, total int64
-	for _, l := range layers {
-		have, total = have+l[0], total+l[1]
-	}
-	if total == 0 {
-		return 0
-	}
-	return int(have * 100 / total)
 }

@@ -178,7 +178,7 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 			}
 			continue
 		}
-		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomier(f) {
+		if f, ok := s.failures[key(st)]; ok && now.Before(f.until) && !s.roomierLocked(f) {
 			again = min(again, f.until.Sub(now))
 			if f.full > 0 {
 				again = min(again, roomPoll)
@@ -196,10 +196,10 @@ func (s *Supervisor) sift(steps []plan.Step) (ready []plan.Step, again time.Dura
 	return ready, max(again, time.Millisecond)
 }
 
-// roomier reports whether a download that found no room may find some now.
-func (s *Supervisor) roomier(f failure) bool {
+// roomierLocked reports whether a download that found no room may find some now.
+func (s *Supervisor) roomierLocked(f failure) bool {
 	const enough = 16 << 20 // bytes; logs come and go
-	return f.full > 0 && s.host.Free() > f.full+enough
+	return f.full > 0 && s.freeLocked() > f.full+enough
 }
 
 func key(st plan.Step) string {
@@ -223,51 +223,6 @@ func (s *Supervisor) facts(want plan.Want, cur plan.Current) plan.Facts {
 		f.HandedOver[id] = true
 	}
 	return f
-}
-
-// handOversLocked finds the old containers whose successors have said that
-// they took over, or whose time is up.
-func (s *Supervisor) handOversLocked(want plan.Want, cur plan.Current) {
-	alive := map[string]bool{}
-	for _, old := range cur.Containers {
-		alive[old.ID] = true
-		spec, next, ok := successor(want, cur, old)
-		if !ok || s.handed[old.ID] {
-			continue
-		}
-		done, err := s.locks.HandedOver(old.App, old.Service)
-		if err != nil {
-			s.log.Warn("hand-over", "service", old.Service, "err", err)
-		}
-		if done || time.Since(next.Created) > spec.HandOver {
-			s.handed[old.ID] = true
-		}
-	}
-	for id := range s.handed {
-		if !alive[id] {
-			delete(s.handed, id)
-		}
-	}
-}
-
-// successor finds the container that takes over from old.
-func successor(want plan.Want, cur plan.Current, old plan.Container) (model.Spec, plan.Container, bool) {
-	if !old.Old() {
-		return model.Spec{}, plan.Container{}, false
-	}
-	for _, app := range want.Apps {
-		for _, spec := range app.Services {
-			if app.ID != old.App || spec.Service != old.Service {
-				continue
-			}
-			for _, c := range cur.Containers {
-				if c.App == old.App && c.Service == old.Service && !c.Old() {
-					return spec, c, true
-				}
-			}
-		}
-	}
-	return model.Spec{}, plan.Container{}, false
 }
 
 // converged notes that the target is reached, unless there is a newer one. It
@@ -403,7 +358,7 @@ func (s *Supervisor) outcome(ctx context.Context, st plan.Step, err error) {
 	case errdef.Is(err, errdef.Busy):
 		limit = maxLockRetry
 	case isFull(err):
-		limit, full = maxFullRetry, max(s.host.Free(), 1)
+		limit, full = maxFullRetry, max(s.freeLocked(), 1)
 	}
 	f := s.failures[key(st)]
 	delay := min(time.Second/2<<min(f.count, 12), limit)
@@ -474,40 +429,4 @@ func (s *Supervisor) setDoing(st plan.Step, on bool) {
 	} else {
 		delete(s.doing, k)
 	}
-}
-
-// messages are the log lines before and after a step, in the words that
-// dashboards know.
-func messages(st plan.Step, r apply.Round) (before, after string) {
-	image := ""
-	for _, app := range r.Want.Apps {
-		for _, svc := range app.Services {
-			if app.ID == st.App && svc.Service == st.Service {
-				image = " " + svc.Image
-			}
-		}
-	}
-	service := fmt.Sprintf(" '%s%s'", st.Service, image)
-	object := fmt.Sprintf(" '%s'", st.Object)
-	switch st.Kind {
-	case plan.Kill, plan.Stop:
-		return "Killing service" + service, "Killed service" + service
-	case plan.Create:
-		return "Installing service" + service, "Installed service" + service
-	case plan.Start:
-		return "Starting service" + service, "Started service" + service
-	case plan.CreateNetwork:
-		return "Creating network" + object, ""
-	case plan.RemoveNetwork:
-		return "Removing network" + object, ""
-	case plan.CreateVolume:
-		return "Creating volume" + object, ""
-	case plan.RemoveVolume:
-		return "Removing volume" + object, ""
-	case plan.TakeLock:
-		return "Taking update locks", ""
-	case plan.ReleaseLock:
-		return "Releasing update locks", ""
-	}
-	return "", ""
 }

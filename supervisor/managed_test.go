@@ -33,6 +33,7 @@ type managed struct {
 	engine      *fake
 	dir, boot   string
 	tmp, global string
+	cfg         supervisor.Config
 }
 
 func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
@@ -51,10 +52,18 @@ func manage(t *testing.T, first string, cfg supervisor.Config) *managed {
 		t.Fatal(err)
 	}
 	cfg.Engine, cfg.Dir, cfg.HostTmp, cfg.BootDir = m.engine, m.dir, m.tmp, m.boot
+	m.cfg = cfg
 	m.device = startWith(t, cfg)
 	m.global = m.stored().GlobalKey
 	m.until("two applications run", func() bool { return len(m.running()) == 3 })
 	return m
+}
+
+// restart ends the supervisor and starts another on the same device.
+func (m *managed) restart() {
+	m.t.Helper()
+	m.stop()
+	m.device = startWith(m.t, m.cfg)
 }
 
 type storedDevice struct {
@@ -290,7 +299,7 @@ func TestAReleaseThatKeepsCrashingIsUndone(t *testing.T) {
 
 	m.stop()
 	writes := m.engine.Writes()
-	m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot})
+	m.restart()
 	m.update()
 	m.until("the server answered", func() bool { return m.f.Reported("apps", "aaaa", "release_uuid") == "c1" })
 	if !back() || m.engine.Writes() != writes {

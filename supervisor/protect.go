@@ -3,6 +3,8 @@ package supervisor
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -17,7 +19,7 @@ func (s *Supervisor) protect() {
 		return
 	}
 	problem := ""
-	if err := s.cfg.Firewall(s.wallRules()); err != nil {
+	if err := s.makeWall(s.wallRules()); err != nil {
 		problem = err.Error()
 	}
 	if problem != "" && problem != s.wallProblem {
@@ -25,6 +27,55 @@ func (s *Supervisor) protect() {
 		s.hub.System("Firewall mode not applied due to error: " + problem)
 	}
 	s.wallProblem = problem
+}
+
+// wallFile has the ports for which there may be a table.
+func (s *Supervisor) wallFile() string { return filepath.Join(s.cfg.HostTmp, "firewall-ports") }
+
+// makeWall makes the table, then removes those of other ports that an earlier run
+// left, for they would close all but their own port. What may be there is noted
+// before it is.
+func (s *Supervisor) makeWall(r firewall.Rules) error {
+	port := tablePort(r)
+	if port == s.wallPort {
+		return s.cfg.Firewall(r)
+	}
+	noted, _, err := s.notedBoot(s.wallFile())
+	if err != nil {
+		return err
+	}
+	text := strconv.Itoa(int(port))
+	noted = slices.DeleteFunc(noted, func(line string) bool { return line == text })
+	if err := s.noteBoot(s.wallFile(), append(noted, text)...); err != nil {
+		return err
+	}
+	if err := s.cfg.Firewall(r); err != nil {
+		return err
+	}
+	for _, line := range noted {
+		old, err := strconv.ParseUint(line, 10, 16)
+		if err != nil {
+			continue // it is not ours
+		}
+		if err := s.cfg.Firewall(firewall.Rules{Ports: []uint16{uint16(old)}, None: true}); err != nil {
+			return err
+		}
+	}
+	if len(noted) > 0 {
+		if err := s.noteBoot(s.wallFile(), text); err != nil {
+			return err
+		}
+	}
+	s.wallPort = port
+	return nil
+}
+
+// tablePort is the port that a table is named by.
+func tablePort(r firewall.Rules) uint16 {
+	if len(r.Ports) == 0 {
+		return Port
+	}
+	return r.Ports[0]
 }
 
 // unprotect removes what only guards the API, which nobody serves any more. A
@@ -36,6 +87,7 @@ func (s *Supervisor) unprotect() {
 	if r := s.wallRules(); !r.On {
 		r.None = true
 		s.cfg.Firewall(r)
+		os.Remove(s.wallFile()) // one that stays does no harm
 	}
 }
 
@@ -49,8 +101,7 @@ func (s *Supervisor) watchWall(ctx context.Context) {
 	}
 }
 
-// wallRules are what HOST_FIREWALL_MODE says: on, off, or auto, which is on
-// while a service uses the host's network. Whoever gave addresses to listen on
+// wallRules are what the firewall's mode says. Auto is on while a service uses the host's network. Whoever gave addresses to listen on
 // wants the API reached there.
 func (s *Supervisor) wallRules() firewall.Rules {
 	t := s.Target()
@@ -65,7 +116,7 @@ func (s *Supervisor) wallRules() firewall.Rules {
 			r.Ports = append(r.Ports, uint16(port))
 		}
 	}
-	switch t.Config["HOST_FIREWALL_MODE"] {
+	switch t.Config[firewallMode] {
 	case "on":
 		r.On = true
 	case "auto":

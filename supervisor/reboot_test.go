@@ -18,7 +18,7 @@ func TestAServiceStartsAfterTheRebootThatItAsksFor(t *testing.T) {
 	again := func() { // minked
 		m.stop()
 		systemd.PartOf("") // forgets the calls
-		m.device = startWith(t, supervisor.Config{Engine: m.engine, Dir: m.dir, HostTmp: m.tmp, BootDir: m.boot, SystemBus: bus})
+		m.restart()
 	}
 	waits := func() bool {
 		_, text := m.call("GET", "/v2/state/status?apikey="+m.global, "")

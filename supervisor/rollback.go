@@ -29,7 +29,7 @@ type trial struct {
 }
 
 func rollbackLimit(t model.Target) time.Duration {
-	ms := model.Variable(t.Config, "SUPERVISOR_ROLLBACK_TIMEOUT", 0)
+	ms := numeric(t.Config, "SUPERVISOR_ROLLBACK_TIMEOUT", 0)
 	for _, app := range t.Apps {
 		for _, svc := range app.Services {
 			n, _ := model.Int(svc.Labels[RollbackLabel])

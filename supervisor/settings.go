@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,9 +25,9 @@ type hostVars struct {
 }
 
 // flag is a variable's value; ok is false if it leaves the host as it is.
-func (v hostVars) flag(name string, otherwise bool) (value, ok bool) {
+func (v hostVars) flag(name string) (value, ok bool) {
 	_, given := v.now[name]
-	return model.Variable(v.now, name, otherwise), given || slices.Contains(v.gone, name)
+	return flag(v.now, name), given || slices.Contains(v.gone, name)
 }
 
 // below are the variables with a prefix, without it.
@@ -50,7 +51,6 @@ type configuring struct {
 	generation int // of the target whose variables are set
 	failures   int
 	until      time.Time // when it is tried again after them, or for a change that is not due yet; zero for never
-	vpn        time.Time // when the VPN was switched last
 	waiting    string    // why the host does not reboot
 }
 
@@ -134,11 +134,11 @@ var units = map[string][]string{
 }
 
 func setsHost(variable string) bool {
-	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", "SUPERVISOR_POLL_INTERVAL"}, variable) || setsBoot(variable)
+	return units[variable] != nil || slices.Contains([]string{"SUPERVISOR_PERSISTENT_LOGGING", pollInterval}, variable) || setsBoot(variable)
 }
 
 func setsBoot(variable string) bool {
-	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
+	return slices.ContainsFunc([]string{"HOST_CONFIG_", "HOST_EXTLINUX_", "HOST_ODMDATA_", "HOST_CONFIGFS_", "HOST_SPLASH_"}, func(p string) bool { return strings.HasPrefix(variable, p) })
 }
 
 // setConfigJSON keeps in config.json what the host reads there.
@@ -147,12 +147,14 @@ func (s *Supervisor) setConfigJSON(v hostVars) error {
 		return nil
 	}
 	change := map[string]any{}
-	if text, given := v.now["SUPERVISOR_POLL_INTERVAL"]; given {
-		if n, ok := model.Int(text); ok && n != intOf(s.bootNow().PollInterval) {
-			change["appUpdatePollInterval"] = n
-		}
+	had := intOf(s.bootNow().PollInterval)
+	if _, ok := model.Int(v.now[pollInterval]); ok && numeric(v.now, pollInterval, 0) != had {
+		change["appUpdatePollInterval"] = numeric(v.now, pollInterval, 0)
 	}
-	on, ok := v.flag("SUPERVISOR_PERSISTENT_LOGGING", false)
+	if slices.Contains(v.gone, pollInterval) && had != 0 {
+		change["appUpdatePollInterval"] = nil
+	}
+	on, ok := v.flag("SUPERVISOR_PERSISTENT_LOGGING")
 	reboot := ok && on != model.Truthy(s.bootNow().PersistentLogging)
 	if reboot {
 		change["persistentLogging"] = on
@@ -215,48 +217,82 @@ const (
 	vpnPause = time.Hour
 )
 
+// vpnFile has how long the host had been up when the VPN was switched last. A
+// reboot switches it as the host does.
+func (s *Supervisor) vpnFile() string { return filepath.Join(s.cfg.HostTmp, "vpn-switched") }
+
 // vpnTooSoon puts a change of the VPN off until an hour after the one before.
-func (s *Supervisor) vpnTooSoon() bool {
-	c := &s.configured
-	due := c.vpn.Add(vpnPause)
-	if c.vpn.IsZero() || !time.Now().Before(due) {
-		return false
+func (s *Supervisor) vpnTooSoon() (bool, error) {
+	lines, ok, err := s.notedBoot(s.vpnFile())
+	if !ok || err != nil {
+		return false, err
 	}
-	c.until = due
-	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", time.Until(due).Round(time.Minute)))
-	return true
+	at, err := time.ParseDuration(strings.Join(lines, ""))
+	wait := at + vpnPause - s.host.Uptime()
+	if err != nil || wait <= 0 {
+		return false, nil
+	}
+	s.configured.until = time.Now().Add(wait)
+	s.hub.System(fmt.Sprintf("The VPN is switched once an hour at most; it will be in %v", wait.Round(time.Minute)))
+	return true, nil
+}
+
+// switchUnit starts or stops a unit of the host, and reports whether it did.
+func (s *Supervisor) switchUnit(ctx context.Context, unit string, on bool) (bool, error) {
+	active, err := s.host.UnitActive(ctx, unit)
+	if err != nil || active == on {
+		return false, err
+	}
+	if unit != vpnUnit {
+		return true, s.host.SetUnit(ctx, unit, on)
+	}
+	if soon, err := s.vpnTooSoon(); soon || err != nil {
+		return false, err
+	}
+	if err := s.host.SetUnit(ctx, unit, on); err != nil {
+		return false, err
+	}
+	return true, s.noteBoot(s.vpnFile(), s.host.Uptime().String())
 }
 
 // setUnits starts and stops services of the host.
 func (s *Supervisor) setUnits(ctx context.Context, v hostVars) error {
 	for _, name := range slices.Sorted(maps.Keys(units)) {
-		on, ok := v.flag(name, true)
+		on, ok := v.flag(name)
 		if !ok {
 			continue
 		}
 		for _, unit := range units[name] {
-			active, err := s.host.UnitActive(ctx, unit)
-			if err == nil && (active == on || unit == vpnUnit && s.vpnTooSoon()) {
-				continue
-			}
-			if err == nil {
-				err = s.host.SetUnit(ctx, unit, on)
-			}
+			switched, err := s.switchUnit(ctx, unit, on)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", name, unit, err)
 			}
-			if unit == vpnUnit {
-				s.configured.vpn = time.Now()
+			if switched {
+				s.changed("configuration change", map[string]any{name: on})
 			}
-			s.changed("configuration change", map[string]any{name: on})
 		}
 	}
 	return nil
 }
 
-func (s *Supervisor) backends() []bootconfig.Backend {
+func (s *Supervisor) bootFacts() bootconfig.Facts {
 	b := s.bootNow()
-	return bootconfig.Backends(bootconfig.Facts{Dir: s.cfg.BootDir, DeviceType: b.DeviceType, MetaBalena: b.os["META_BALENA_VERSION"]})
+	return bootconfig.Facts{Dir: s.cfg.BootDir, DeviceType: b.DeviceType, MetaBalena: b.os["META_BALENA_VERSION"], Root: s.cfg.HostRoot}
+}
+
+func (s *Supervisor) backends() []bootconfig.Backend { return bootconfig.Backends(s.bootFacts()) }
+
+// loadTables gives the kernel the ACPI tables that this host is to have. It forgets
+// them with each reboot.
+func (s *Supervisor) loadTables(ctx context.Context) {
+	tables, err := bootconfig.Tables(s.bootFacts())
+	for _, file := range tables {
+		err = errors.Join(err, s.host.LoadTable(ctx, file))
+	}
+	if err != nil {
+		s.log.Error("load ACPI tables", "err", err)
+		s.hub.System("Unable to initialise ConfigFS: " + err.Error())
+	}
 }
 
 // setBoot changes what boots the host.

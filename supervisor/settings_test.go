@@ -10,6 +10,7 @@ import (
 
 	"github.com/minke-os/minke/internal/testbus"
 	"github.com/minke-os/minke/internal/testenv"
+	"github.com/minke-os/minke/internal/testfleet"
 	"github.com/minke-os/minke/supervisor"
 )
 
@@ -73,6 +74,16 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	if systemd.Called("stop openvpn.service fail") {
 		t.Error("openvpn is stopped twice within an hour")
 	}
+	lines := len(m.f.Lines())
+	m.restart()
+	m.until("a restart has not forgotten that", func() bool {
+		return slices.ContainsFunc(m.f.Lines()[lines:], func(l testfleet.Line) bool {
+			return strings.Contains(l.Message, "The VPN is switched once an hour at most")
+		})
+	})
+	if systemd.Called("stop openvpn.service fail") {
+		t.Error("openvpn is stopped twice within an hour, after a restart")
+	}
 	m.f.Wants(release("c1", "garden:1", "", `"RESIN_HOST_CONFIG_kernel":"mine","RESIN_SUPERVISOR_POLL_INTERVAL":"600000"`))
 	m.update()
 	m.until("people learn of a forbidden key", func() bool { return m.f.Heard("Attempt to change blacklisted config value kernel") })
@@ -83,6 +94,9 @@ func TestVariablesSetTheHostAndItReboots(t *testing.T) {
 	m.update()
 	m.until("the next release runs", func() bool { return m.running()["web"] == "garden:2" })
 	m.until("what no variable sets any more goes", func() bool { return configTxt() == "# ours\nenable_uart=1\n" })
+	m.f.Wants(release("c2", "garden:2", "", ""))
+	m.update()
+	m.until("so does the interval of polls", func() bool { return m.config()["appUpdatePollInterval"] == nil })
 }
 
 func TestPowerAndFanOfAnOrin(t *testing.T) {
@@ -114,4 +128,55 @@ func TestPowerAndFanOfAnOrin(t *testing.T) {
 		}
 	}
 	m.until("it reboots for its power mode", func() bool { return systemd.Called("reboot false") })
+}
+
+// What a Jetson TX2 and an UP board take beside files, on a host of files.
+func TestPartitionsAndTablesOfTheHostAreSet(t *testing.T) {
+	testenv.NeedRoot(t) // update locks
+	t.Parallel()
+	for _, tt := range []struct {
+		device, variable, value, wrong, problem string
+		made                                    string // when it is set
+		reported                                string // how the device came
+	}{
+		{"jetson-tx2", "HOST_ODMDATA_configuration", "3", "9", "want a number from 1 to 6", "dev/mmcblk0boot0", "RESIN_HOST_ODMDATA_configuration=1"},
+		{"up-board", "HOST_CONFIGFS_ssdt", "i2c1", "i2c9", `has no table "i2c9"`, "sys/kernel/config/acpi/table/i2c1/aml", ""},
+	} {
+		t.Run(tt.device, func(t *testing.T) {
+			t.Parallel()
+			bus, systemd := testbus.Start(t)
+			root, boot := t.TempDir(), t.TempDir()
+			for path, text := range map[string]string{
+				filepath.Join(boot, "device-type.json"):                       `{"slug":"` + tt.device + `"}`,
+				filepath.Join(root, "dev/mmcblk0boot0"):                       strings.Repeat("\x00", 20000),
+				filepath.Join(root, "sys/block/mmcblk0boot0/force_ro"):        "1",
+				filepath.Join(root, "boot/acpi-tables/i2c1.aml"):              "SSDT",
+				filepath.Join(root, "sys/kernel/config/acpi/table/other/aml"): "SSDT",
+			} {
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := manage(t, release("c1", "garden:1", "", ""), supervisor.Config{SystemBus: bus, BootDir: boot, HostRoot: root})
+			if tt.reported != "" {
+				m.until("the server knows how the device came", func() bool { return slices.Contains(m.f.Variables(), tt.reported) })
+			}
+			m.f.Wants(release("c1", "garden:1", "", `"RESIN_`+tt.variable+`":"`+tt.wrong+`"`))
+			m.update()
+			m.until("people learn that it is wrong", func() bool { return m.f.Heard(tt.problem) })
+			if systemd.Called("reboot false") {
+				t.Error("the host reboots for a wrong value")
+			}
+			m.f.Wants(release("c1", "garden:1", "", `"RESIN_`+tt.variable+`":"`+tt.value+`"`))
+			m.update()
+			m.until("it reboots", func() bool { return systemd.Called("reboot false") })
+			m.restart()
+			if data, err := os.ReadFile(filepath.Join(root, tt.made)); err != nil || string(data) == strings.Repeat("\x00", 20000) {
+				t.Errorf("after the next start %s is as it was, %v", tt.made, err)
+			}
+		})
+	}
 }

@@ -29,7 +29,7 @@ func (s *Supervisor) managed() bool { return s.bootNow().APIEndpoint != "" }
 func (s *Supervisor) localMode() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.boot.APIEndpoint == "" || model.Truthy(s.target.Config["SUPERVISOR_LOCAL_MODE"])
+	return s.boot.APIEndpoint == "" || flag(s.target.Config, "SUPERVISOR_LOCAL_MODE")
 }
 
 // Scope is what an API key may act on.
@@ -40,7 +40,7 @@ func (s *Supervisor) Scope(key string) (api.Scope, bool) {
 		t := s.Target()
 		a, _ := t.App(app)
 		svc, _ := a.Service(service)
-		scope.Device = model.Truthy(svc.Labels[model.ControlLabel]) || model.Truthy(t.Config["SUPERVISOR_COMPATIBLE_SCOPES"])
+		scope.Device = model.Truthy(svc.Labels[model.ControlLabel]) || flag(t.Config, "SUPERVISOR_COMPATIBLE_SCOPES")
 	}
 	return scope, ok
 }
@@ -87,7 +87,7 @@ func (s *Supervisor) Update(force, cancel bool) bool {
 func (s *Supervisor) overrideLock() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return model.Truthy(s.target.Config["SUPERVISOR_OVERRIDE_LOCK"])
+	return flag(s.target.Config, "SUPERVISOR_OVERRIDE_LOCK")
 }
 
 // StreamLogs sends containers' and our own lines.

@@ -67,6 +67,7 @@ type Engine interface {
 	Events(context.Context, client.EventsListOptions) client.EventsResult
 	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
+	Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error)
 }
 
 // A Puller is the part of a Docker API client that downloads images.
@@ -85,6 +86,7 @@ type Config struct {
 	Preload      string   // apps.json, for a device that was never given a target; "" for none
 	EngineSocket string   // host path given to services that ask for the engine
 	Version      string
+	HostRoot     string                     // of the host's /boot, /dev, /proc, /run and /sys; "" but in tests
 	SystemBus    string                     // address of the system D-Bus; the usual one if empty
 	LED          string                     // brightness file of the LED that blinks
 	Transport    http.RoundTripper          // to the fleet server; nil for the usual one
@@ -111,6 +113,7 @@ type Supervisor struct {
 	gateway     gateway
 	turn        chan struct{} // capacity 1: held by the pull that gives way
 	wallProblem string        // the loop's: why there is no firewall
+	wallPort    uint16        // the loop's: of the table that there is, and no other
 
 	configured configuring // the loop's
 
@@ -132,6 +135,8 @@ type Supervisor struct {
 	handed      map[string]bool        // old containers that may go
 	commits     map[model.AppID]string // last release that settled
 	fresh       map[string]bool        // app/service that starts after a reboot, of which a container was made in this boot
+	wrong       map[string]string      // variables that were said to be wrong, with their values
+	images      disk                   // that the last pull filled
 	trial       *trial                 // of a new target; nil for one that has shown that it works
 }
 
@@ -148,7 +153,7 @@ func New(cfg Config) *Supervisor {
 	locks := lock.New(filepath.Join(cfg.HostTmp, "services"))
 	return &Supervisor{
 		cfg: cfg, log: cfg.Logger, config: bootconfig.At(filepath.Join(cfg.BootDir, "config.json")),
-		host:     host.New(host.Options{Bus: cfg.SystemBus, Data: cfg.Dir, LED: cfg.LED, BootDir: cfg.BootDir}),
+		host:     host.New(host.Options{Bus: cfg.SystemBus, Root: cfg.HostRoot, Data: cfg.Dir, LED: cfg.LED, BootDir: cfg.BootDir}),
 		hub:      logs.New(cfg.Engine),
 		locks:    locks,
 		applier:  apply.Applier{Engine: cfg.Engine, Locks: locks},
@@ -177,6 +182,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	s.hub.System("Supervisor starting")
+	s.loadTables(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	server := &http.Server{
 		Handler:           api.New(s, s.log),

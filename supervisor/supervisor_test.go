@@ -361,7 +361,11 @@ func TestDeviceOnMinke(t *testing.T) {
 
 func TestMain(m *testing.M) { testdaemon.Main(m) }
 
-func TestDeviceOnARealEngine(t *testing.T) {
+func TestDeviceOnARealEngine(t *testing.T) { testDevice(t, realEngine(t)) }
+
+// realEngine is one that somebody started for the test, with its image.
+func realEngine(t *testing.T) *client.Client {
+	t.Helper()
 	testenv.NeedRoot(t)
 	host := os.Getenv("MINKE_TEST_ENGINE")
 	if host == "" {
@@ -376,9 +380,9 @@ func TestDeviceOnARealEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer docker.Close()
+	t.Cleanup(func() { docker.Close() })
 	buildTestImage(t, docker)
-	testDevice(t, engine)
+	return engine
 }
 
 // engineAt is the client that the supervisor has.

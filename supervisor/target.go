@@ -95,7 +95,7 @@ func (s *Supervisor) adoptCloud(body []byte) error {
 	if err != nil {
 		return err
 	}
-	if model.Truthy(target.Config["SUPERVISOR_LOCAL_MODE"]) {
+	if flag(target.Config, "SUPERVISOR_LOCAL_MODE") {
 		target.Apps = nil
 		if local := s.store.Local(); local.Body != nil {
 			posted, err := model.ParseLocal(local.Body)
@@ -171,6 +171,7 @@ func (s *Supervisor) adopt(target model.Target, body []byte, force bool) error {
 		}
 	}
 	s.sayContracts(target)
+	s.sayMistakes(target.Config)
 	trial, err := s.newTrial(target, body)
 	if err != nil {
 		return err

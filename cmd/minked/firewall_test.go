@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -135,38 +137,104 @@ func TestFirewallModes(t *testing.T) {
 	become("on after a restart", true)
 }
 
+// supervisorTables are the names of the supervisor's tables.
+func supervisorTables(t *testing.T, d *testdaemon.Daemon) (names []string) {
+	t.Helper()
+	withRules(t, d, func(c *nftables.Conn) error {
+		all, err := c.ListTables()
+		for _, table := range all {
+			if strings.HasPrefix(table.Name, "minke_supervisor") {
+				names = append(names, table.Name)
+			}
+		}
+		return err
+	})
+	return names
+}
+
 func TestTheFirewallGoesWithTheSupervisor(t *testing.T) {
 	t.Parallel()
 	d := testdaemon.Start(t, "--supervisor=true")
 	d.WaitSupervisor()
-	tables := func() (n int) {
-		err := d.InNetNS(func() error {
-			c, err := nftables.New()
-			if err != nil {
-				return err
-			}
-			all, err := c.ListTables()
-			for _, table := range all {
-				if table.Name == "minke_supervisor" {
-					n++
-				}
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	keepTrying(t, func() error {
-		if n := tables(); n != 1 {
-			return fmt.Errorf("%d tables of the supervisor, want one", n)
+		if got := supervisorTables(t, d); len(got) != 1 {
+			return fmt.Errorf("tables %v of the supervisor, want one", got)
 		}
 		return nil
 	})
 	d.Stop()
-	if n := tables(); n != 0 {
-		t.Errorf("%d tables of the supervisor after its end, want none", n)
+	if got := supervisorTables(t, d); len(got) != 0 {
+		t.Errorf("tables %v of the supervisor after its end, want none", got)
 	}
 	d.Up("--supervisor=false")
+}
+
+// The port of the API may change from one start to the next, and the table of
+// the old one would go on rejecting all but that port.
+func TestTheFirewallFollowsThePort(t *testing.T) {
+	t.Parallel()
+	boot := t.TempDir()
+	config := func(port int) {
+		t.Helper()
+		text := fmt.Sprintf(`{"uuid":"0123456789abcdef0123456789abcdef","listenPort":%d}`, port)
+		if err := os.WriteFile(filepath.Join(boot, "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config(48484)
+	d := testdaemon.Start(t, "--supervisor=true", "--boot-dir", boot)
+	d.WaitSupervisor()
+	defer func() {
+		d.Stop()
+		d.Up("--supervisor=false")
+	}()
+	send := func(method, url, body string) {
+		t.Helper()
+		req, err := http.NewRequest(method, url, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		c := http.Client{Transport: &http.Transport{DialContext: d.Dial, DisableKeepAlives: true}}
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s %s is answered %s", method, url, resp.Status)
+		}
+	}
+	become := func(want string) {
+		t.Helper()
+		keepTrying(t, func() error {
+			if got := supervisorTables(t, d); len(got) != 1 || got[0] != want {
+				return fmt.Errorf("tables %v of the supervisor, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	send("POST", "http://127.0.0.1:48484/v2/local/target-state", `{"local":{"config":{"HOST_FIREWALL_MODE":"on"},"apps":{}}}`)
+	become("minke_supervisor")
+
+	for _, end := range []func(){d.Kill, d.Stop} {
+		config(50001)
+		end()
+		d.Up()
+		become("minke_supervisor_50001")
+		config(48484)
+		end()
+		d.Up()
+		become("minke_supervisor")
+	}
+
+	// While it runs, what listens stays, whatever the file says.
+	d.WaitSupervisor()
+	config(50002)
+	send("PATCH", "http://127.0.0.1:48484/v1/device/host-config", `{"network":{"hostname":"porch"}}`) // the file is read again
+	send("POST", "http://127.0.0.1:48484/v2/local/target-state", `{"local":{"config":{"HOST_FIREWALL_MODE":"on"},"apps":{}}}`)
+	if out, err := d.Get("http://127.0.0.1:48484/v1/device"); err != nil || !strings.Contains(out, `"api_port":48484`) {
+		t.Errorf("the device says %s, %v; want the port that is listened on", out, err)
+	}
+	become("minke_supervisor")
 }

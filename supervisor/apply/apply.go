@@ -72,8 +72,7 @@ func (a *Applier) Do(ctx context.Context, r Round, s plan.Step) error {
 	case plan.Kill:
 		return a.kill(ctx, s)
 	case plan.Stop:
-		_, err := a.Engine.ContainerStop(ctx, s.Container, client.ContainerStopOptions{})
-		return wrap(gone(err), "stop service %s", s.Service)
+		return a.stop(ctx, s)
 	case plan.Create:
 		_, err := a.create(ctx, r, s)
 		return err
@@ -163,11 +162,10 @@ func (a *Applier) createVolume(ctx context.Context, r Round, s plan.Step) error 
 }
 
 func (a *Applier) kill(ctx context.Context, s plan.Step) error {
-	_, err := a.Engine.ContainerStop(ctx, s.Container, client.ContainerStopOptions{})
-	if gone(err) != nil {
-		return fmt.Errorf("stop service %s: %w", s.Service, err)
+	if err := a.stop(ctx, s); err != nil {
+		return err
 	}
-	_, err = a.Engine.ContainerRemove(ctx, s.Container, client.ContainerRemoveOptions{RemoveVolumes: true, Force: true})
+	_, err := a.Engine.ContainerRemove(ctx, s.Container, client.ContainerRemoveOptions{RemoveVolumes: true, Force: true})
 	return wrap(gone(err), "remove container of service %s", s.Service)
 }
 

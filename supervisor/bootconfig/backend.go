@@ -2,48 +2,43 @@ package bootconfig
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/minke-os/minke/internal/durable"
 	"github.com/minke-os/minke/internal/errdef"
 )
 
-// A Backend is one place on the boot partition where a host keeps settings. Its
-// settings have the names of device variables after its prefix, and are read
-// by what boots the host: a change needs a reboot. What it was not asked about
-// stays as it is, comments included.
+// A Backend is one place where a host keeps settings of how it boots. They have
+// the names of device variables after its prefix, and are read by what boots the
+// host: a change needs a reboot. What it was not asked about stays as it is,
+// comments included.
 type Backend struct {
 	Prefix string // HOST_CONFIG_
-	path   string
-	large  bool // too large to be told to a server
-	// read are the settings that a file's text makes.
-	read func(text string) map[string]string
-	// edit gives a file's text other settings; those in gone get the host's
-	// default. It must give the same text when it is done again.
-	edit func(text string, want map[string]string, gone []string) (string, error)
+	place  place
+}
+
+// A place is what a Backend reads and changes, with settings as Backend has them.
+type place interface {
+	current() (map[string]string, error)
+	set(want map[string]string, gone []string) (reboot bool, err error)
 }
 
 // Current are the settings that the host has and a server may know.
-func (b Backend) Current() (map[string]string, error) {
-	if b.large {
-		return nil, nil
-	}
-	text, err := b.text()
-	return b.read(text), err
-}
+func (b Backend) Current() (map[string]string, error) { return b.place.current() }
 
-func (b Backend) text() (string, error) {
-	data, err := os.ReadFile(b.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+// Set gives the host other settings, those in gone the host's default, and
+// reports whether it must reboot. An error leaves all as it was, but for a medium
+// that cannot be written. Done again, it does nothing.
+func (b Backend) Set(want map[string]string, gone []string) (reboot bool, err error) {
+	for k, v := range want {
+		if strings.ContainsAny(k+v, "\r\n") {
+			return false, errdef.Invalid.Errorf("%s%s: its value has more than one line", b.Prefix, k)
+		}
 	}
-	return string(data), err
+	return b.place.set(want, gone)
 }
 
 // Facts are what decides which places a host has.
@@ -51,6 +46,7 @@ type Facts struct {
 	Dir        string // the boot partition
 	DeviceType string
 	MetaBalena string // META_BALENA_VERSION of os-release, such as 2.115.1
+	Root       string // of the host's /boot, /dev and /sys; "" but in tests
 }
 
 // Backends are those of this host.
@@ -66,35 +62,23 @@ func Backends(f Facts) []Backend {
 	case bootsExtlinux(f):
 		out = append(out, extlinux(filepath.Join(f.Dir, "extlinux", "extlinux.conf")))
 	}
+	if hasODMData(f.DeviceType) {
+		out = append(out, odmData(f.Root))
+	}
+	if takesTables(f.DeviceType) {
+		out = append(out, configFS(f))
+	}
 	return append(out, splash(filepath.Join(f.Dir, "splash")))
 }
 
-// Set gives the host other settings, and reports whether it must reboot. An
-// error leaves all as it was.
-func (b Backend) Set(want map[string]string, gone []string) (reboot bool, err error) {
-	for k, v := range want {
-		if strings.ContainsAny(k+v, "\r\n") {
-			return false, errdef.Invalid.Errorf("%s%s: its value has more than one line", b.Prefix, k)
+// only refuses settings that a backend does not have.
+func only(prefix string, want map[string]string, name string) error {
+	for _, key := range sorted(want) {
+		if key != name {
+			return errdef.Unsupported.Errorf("%s%s: there is only %[1]s%[3]s", prefix, key, name)
 		}
 	}
-	had, err := b.text()
-	if err != nil {
-		return false, err
-	}
-	text, err := b.edit(had, want, gone)
-	if err != nil || maps.Equal(b.read(text), b.read(had)) {
-		return false, err // only the form would change
-	}
-	if err := durable.WriteFile(b.path, []byte(text), 0o644); err != nil {
-		return false, err
-	}
-	// FAT on a worn card: what cannot be read back is not worth a reboot, which
-	// would be the first of many.
-	again, err := b.text()
-	if err == nil && again != text {
-		err = errdef.Unavailable.Errorf("%s does not keep what is written to it; is the medium worn out?", b.path)
-	}
-	return err == nil, err
+	return nil
 }
 
 func exists(path string) bool {

@@ -1,9 +1,11 @@
 // Package bootconfig reads and changes what a device's boot partition says of
 // it, which the host, people and we share: config.json, and for what boots the
-// host config.txt, extra_uEnv.txt or extlinux.conf, and the splash picture.
+// host config.txt, extra_uEnv.txt or extlinux.conf, the splash picture, ACPI tables,
+// and of some boards a few bytes that are in no file.
 //
 // What we do not know stays as it is. A change replaces the file atomically, so
-// that a power cut leaves the old one or the new one. The file is read again
+// that a power cut leaves the old one or the new one; of bytes it may leave some,
+// and doing it again mends that. The file is read again
 // before each change: somebody may have edited it. One process at a time may
 // change it.
 package bootconfig

@@ -35,10 +35,10 @@ var baseParams = []string{"audio", "spi", "i2c", "i2s", "uart", "sd_", "sdio_", 
 // under some condition, and stay.
 func configTxt(path, deviceType string) Backend {
 	return Backend{
-		Prefix: "HOST_CONFIG_", path: path, read: readConfigTxt,
-		edit: func(text string, want map[string]string, gone []string) (string, error) {
+		Prefix: "HOST_CONFIG_",
+		place: textFile{path: path, read: readConfigTxt, edit: func(text string, want map[string]string, gone []string) (string, error) {
 			return editConfigTxt(text, want, gone, deviceType)
-		},
+		}},
 	}
 }
 

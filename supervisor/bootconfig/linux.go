@@ -38,7 +38,7 @@ func readsUEnv(deviceType string) bool {
 
 // extraUEnv is a file of name=value lines that U-Boot takes up.
 func extraUEnv(file string) Backend {
-	return Backend{Prefix: extlinuxPrefix, path: file, read: readUEnv, edit: editUEnv}
+	return Backend{extlinuxPrefix, textFile{path: file, read: readUEnv, edit: editUEnv}}
 }
 
 func readUEnv(text string) map[string]string {
@@ -118,7 +118,7 @@ func bootsExtlinux(f Facts) bool {
 // extlinux is extlinux.conf: of the label that DEFAULT names, FDT and, in
 // APPEND, isolcpus.
 func extlinux(file string) Backend {
-	return Backend{Prefix: extlinuxPrefix, path: file, read: readExtlinux, edit: editExtlinux}
+	return Backend{extlinuxPrefix, textFile{path: file, read: readExtlinux, edit: editExtlinux}}
 }
 
 func readExtlinux(text string) map[string]string {

@@ -22,14 +22,13 @@ const maxSplash = 4 << 20
 // variable goes.
 func splash(dir string) Backend {
 	file, own := filepath.Join(dir, "balena-logo.png"), filepath.Join(dir, "balena-logo-default.png")
-	return Backend{
-		Prefix: "HOST_SPLASH_", path: file, large: true,
+	const prefix = "HOST_SPLASH_"
+	return Backend{prefix, textFile{
+		path: file, large: true,
 		read: func(text string) map[string]string { return map[string]string{"image": text} },
 		edit: func(text string, want map[string]string, gone []string) (string, error) {
-			for _, key := range sorted(want) {
-				if key != "image" {
-					return "", errdef.Unsupported.Errorf("HOST_SPLASH_%s: there is only HOST_SPLASH_image", key)
-				}
+			if err := only(prefix, want, "image"); err != nil {
+				return "", err
 			}
 			kept, err := os.ReadFile(own)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -53,7 +52,7 @@ func splash(dir string) Backend {
 			}
 			return picture, os.MkdirAll(dir, 0o755)
 		},
-	}
+	}}
 }
 
 func decodePNG(value string) (string, error) {

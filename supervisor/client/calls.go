@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -16,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/minke-os/minke/oci"
@@ -45,8 +47,10 @@ type (
 	ContainerStartOptions struct{}
 	ContainerStartResult  struct{}
 
-	ContainerStopOptions struct{}
-	ContainerStopResult  struct{}
+	ContainerStopOptions struct {
+		Timeout *int // seconds until it is killed; nil for the container's own
+	}
+	ContainerStopResult struct{}
 
 	ContainerRemoveOptions struct{ RemoveVolumes, Force bool }
 	ContainerRemoveResult  struct{}
@@ -92,8 +96,12 @@ func (c *Client) ContainerStart(ctx context.Context, id string, _ ContainerStart
 }
 
 // ContainerStop of one that does not run does nothing.
-func (c *Client) ContainerStop(ctx context.Context, id string, _ ContainerStopOptions) (ContainerStopResult, error) {
-	return ContainerStopResult{}, c.do(ctx, post("containers", id, "stop"), nil)
+func (c *Client) ContainerStop(ctx context.Context, id string, o ContainerStopOptions) (ContainerStopResult, error) {
+	r := post("containers", id, "stop")
+	if o.Timeout != nil {
+		r.query = url.Values{"t": {strconv.Itoa(*o.Timeout)}}
+	}
+	return ContainerStopResult{}, c.do(ctx, r, nil)
 }
 
 func (c *Client) ContainerRemove(ctx context.Context, id string, o ContainerRemoveOptions) (ContainerRemoveResult, error) {
@@ -299,6 +307,16 @@ func (m messages) JSONMessages(ctx context.Context) iter.Seq2[jsonstream.Message
 			}
 		}
 	}
+}
+
+type (
+	InfoOptions      struct{}
+	SystemInfoResult struct{ Info system.Info }
+)
+
+func (c *Client) Info(ctx context.Context, _ InfoOptions) (res SystemInfoResult, err error) {
+	err = c.do(ctx, get("info"), &res.Info)
+	return res, err
 }
 
 type (

@@ -77,6 +77,7 @@ func TestRequestsAndResultsAreThoseOfMobysClient(t *testing.T) {
 		"GET /images/r.io/a:1/json": `{"Id":"sha256:1","RepoTags":["a:1"]}`,
 		"DELETE /images/a:1":        `[{"Untagged":"a:1"}]`,
 		"POST /images/create":       "{\"id\":\"l\",\"status\":\"Downloading\",\"progressDetail\":{\"current\":1,\"total\":2}}\n{\"errorDetail\":{\"message\":\"gone\"}}\n",
+		"GET /info":                 `{"DockerRootDir":"/data","DriverStatus":[["a","b"]]}`,
 		"GET /events":               "{\"Type\":\"container\",\"Action\":\"start\"}\n",
 	}
 	host := serve(t, "1.56", func(w http.ResponseWriter, r *http.Request) {
@@ -97,7 +98,7 @@ func TestRequestsAndResultsAreThoseOfMobysClient(t *testing.T) {
 	hostConfig := &container.HostConfig{Binds: []string{"a:/b"}}
 	networking := &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{"n": {Aliases: []string{"x"}}}}
 	ipam := &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("10.1.0.0/16")}}}
-	policy := &container.RestartPolicy{Name: "always"}
+	policy, seconds := &container.RestartPolicy{Name: "always"}, 0
 	calls := []struct {
 		name         string
 		ours, theirs func() (any, error)
@@ -121,6 +122,10 @@ func TestRequestsAndResultsAreThoseOfMobysClient(t *testing.T) {
 			return theirs.ContainerCreate(ctx, moby.ContainerCreateOptions{Name: "n", Config: config, HostConfig: hostConfig, NetworkingConfig: networking})
 		}},
 		{"container-start", func() (any, error) { return ours.ContainerStart(ctx, "c", ContainerStartOptions{}) }, func() (any, error) { return theirs.ContainerStart(ctx, "c", moby.ContainerStartOptions{}) }},
+		{"info", func() (any, error) { return ours.Info(ctx, InfoOptions{}) }, func() (any, error) { return theirs.Info(ctx, moby.InfoOptions{}) }},
+		{"container-stop-within", func() (any, error) { return ours.ContainerStop(ctx, "c", ContainerStopOptions{Timeout: &seconds}) }, func() (any, error) {
+			return theirs.ContainerStop(ctx, "c", moby.ContainerStopOptions{Timeout: &seconds})
+		}},
 		{"container-stop", func() (any, error) { return ours.ContainerStop(ctx, "c", ContainerStopOptions{}) }, func() (any, error) { return theirs.ContainerStop(ctx, "c", moby.ContainerStopOptions{}) }},
 		{"container-remove", func() (any, error) {
 			return ours.ContainerRemove(ctx, "c", ContainerRemoveOptions{RemoveVolumes: true, Force: true})

@@ -124,6 +124,7 @@ type Link struct {
 	lastPoll time.Time // that was answered
 	etag     string
 	force    bool
+	back     chan struct{} // closed and replaced when the network is back
 }
 
 // New makes a link that does nothing yet.
@@ -140,7 +141,7 @@ func New(cfg Config) *Link {
 	return &Link{
 		cfg: cfg, log: cfg.Logger, http: http.Client{Transport: cfg.Transport}, made: time.Now(),
 		asked: make(chan struct{}, 1), stirred: make(chan struct{}, 1), tagged: make(chan struct{}, 1),
-		pinned: make(chan struct{}),
+		pinned: make(chan struct{}), back: make(chan struct{}),
 	}
 }
 
@@ -185,6 +186,29 @@ func poke(c chan struct{}) {
 
 // Poll asks for the target state now.
 func (l *Link) Poll() { poke(l.asked) }
+
+// Reconnected tells that this host has a network again, after a time in which it
+// had none. What waits after failures that came of it is tried now. It is not for a server
+// that was away: its whole fleet would come at once.
+func (l *Link) Reconnected() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.back)
+	l.back = make(chan struct{})
+	l.Poll()
+}
+
+// pauseAfter waits after a failure. What the server answered, it will answer again with a
+// network, too.
+func (l *Link) pauseAfter(ctx context.Context, err error, d time.Duration) bool {
+	l.mu.Lock()
+	back := l.back
+	l.mu.Unlock()
+	if statusOf(err) != 0 {
+		back = nil
+	}
+	return pause(ctx, d, back)
+}
 
 // Stirred tells that the report may differ.
 func (l *Link) Stirred() { poke(l.stirred) }

@@ -30,6 +30,7 @@ type server struct {
 	lines    []string
 	streams  int
 	breakLog bool
+	dialing  time.Duration // until a log stream has no route
 }
 
 func newServer() *server {
@@ -66,8 +67,11 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 func (s *server) logs(r *http.Request) (*http.Response, error) {
 	s.mu.Lock()
 	s.streams++
-	broken := s.breakLog
+	broken, dialing := s.breakLog, s.dialing
 	s.mu.Unlock()
+	if time.Sleep(dialing); dialing > 0 {
+		return nil, errors.New("no route to host")
+	}
 	if broken {
 		return nil, errors.New("connection reset")
 	}
@@ -470,6 +474,72 @@ func TestLogsGoAndGoOn(t *testing.T) {
 		last := d.since[len(d.since)-1]
 		if last.After(sentAt) || sentAt.Sub(last) > 15*time.Second {
 			t.Errorf("after an hour without a line it goes on from %v, want from just before %v", last, sentAt)
+		}
+		if n := len(d.since); n > 30 {
+			t.Errorf("%d attempts in an hour, want one each five minutes", n)
+		}
+	})
+}
+
+// An hour without a network has pauses grow to a quarter of an hour.
+func TestWhatWaitsGoesWhenTheNetworkIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newServer(), newDevice()
+		s.breakLog = true
+		refused := 0
+		s.answer = func(r *http.Request, _ string) (int, string, http.Header) {
+			if strings.HasSuffix(r.URL.Path, "/tags") {
+				refused++
+				return 503, "", nil
+			}
+			return 0, "", nil
+		}
+		d.tags = map[string]string{"room": "cellar"}
+		d.lines <- logs.Message{Message: "one", Timestamp: time.Now().UnixMilli()}
+		l := link(t, s, d)
+		time.Sleep(time.Hour + 100*time.Second)
+		d.lines <- logs.Message{Message: "two", Timestamp: time.Now().UnixMilli()}
+		before := refused
+		s.mu.Lock()
+		s.answer, s.breakLog = nil, false
+		began, calls := int(time.Since(s.start).Seconds()), len(s.calls)
+		s.mu.Unlock()
+		l.Reconnected()
+		time.Sleep(time.Second)
+		for _, what := range []string{statePath, "PATCH /device/v3/state"} {
+			if at := s.at(what); at[len(at)-1] != began {
+				t.Errorf("%s at %v s, want it once more at %d", what, at, began)
+			}
+		}
+		if len(s.lines) != 1 || !strings.Contains(s.lines[0], "two") {
+			t.Errorf("lines %q, want the one that waits", s.lines)
+		}
+		if refused != before || len(s.calls) != calls+2 {
+			t.Errorf("calls %q, want no other", s.calls[calls:])
+		}
+	})
+}
+
+// A connection that cannot be made takes the kernel seconds. What is said
+// meanwhile has not been sent, and attempts become rare all the same.
+func TestALineIsNotSentBeforeThereIsAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newServer(), newDevice()
+		s.dialing = 3 * time.Second
+		link(t, s, d)
+		began := time.Now()
+		go func() {
+			for range 3600 {
+				select {
+				case d.lines <- logs.Message{Message: "tick", Timestamp: time.Now().UnixMilli()}:
+				default: // in a pause nobody listens
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		time.Sleep(time.Hour + time.Minute)
+		if last := d.since[len(d.since)-1]; last.After(began) {
+			t.Errorf("after %v without a connection it goes on from %v, %v after the first line", time.Hour, last, last.Sub(began))
 		}
 		if n := len(d.since); n > 30 {
 			t.Errorf("%d attempts in an hour, want one each five minutes", n)

@@ -48,7 +48,7 @@ func (l *Link) introduce(ctx context.Context) {
 		}
 		wait := backOff(failures, l.cfg.Device.Settings().Interval)
 		l.log.Warn("tell the settings that the device came with", "err", err, "retry", wait)
-		if !pause(ctx, wait, nil) {
+		if !l.pauseAfter(ctx, err, wait) {
 			return
 		}
 	}

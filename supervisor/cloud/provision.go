@@ -32,7 +32,7 @@ func (l *Link) provision(ctx context.Context) bool {
 			return false
 		}
 		l.log.Warn("register this device", "err", err, "retry", provisionRetry)
-		if !pause(ctx, provisionRetry, nil) {
+		if !l.pauseAfter(ctx, err, provisionRetry) {
 			return false
 		}
 	}

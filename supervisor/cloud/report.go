@@ -49,7 +49,7 @@ func (l *Link) report(ctx context.Context) {
 					delay = r.after
 				}
 				l.log.Warn("report the current state", "err", err, "retry", delay)
-				if !pause(ctx, delay, nil) {
+				if !l.pauseAfter(ctx, err, delay) {
 					return
 				}
 				continue
@@ -149,7 +149,7 @@ func (l *Link) sendTags(ctx context.Context) {
 				failures++
 				wait = backOff(failures, wait)
 				l.log.Warn("send tags", "err", err, "retry", wait)
-				if !pause(ctx, wait, nil) {
+				if !l.pauseAfter(ctx, err, wait) {
 					return
 				}
 				continue

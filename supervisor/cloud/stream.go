@@ -2,7 +2,6 @@ package cloud
 
 import (
 	"cmp"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,7 +52,7 @@ func (l *Link) sendLogs(ctx context.Context) {
 		failures++
 		wait := min(logRetry<<min(failures-1, 20), maxLogRetry)
 		l.log.Info("log stream ended", "err", err, "retry", wait)
-		if !pause(ctx, wait, nil) {
+		if !l.pauseAfter(ctx, err, wait) {
 			return
 		}
 	}
@@ -67,7 +66,7 @@ type stream struct {
 	mu      sync.Mutex // guards the rest
 	cancel  context.CancelFunc
 	pipe    *io.PipeWriter
-	zip     *gzip.Writer
+	zip     *zipper
 	enc     *json.Encoder
 	ended   chan error // the server's answer, which means that it wants no more
 	flusher *time.Timer
@@ -132,7 +131,7 @@ func (s *stream) openLocked() error {
 	req.Header.Set("User-Agent", s.l.cfg.UserAgent)
 	req.Header.Set("Content-Type", "application/x-ndjson")
 	req.Header.Set("Content-Encoding", "gzip")
-	s.cancel, s.pipe, s.zip = cancel, w, gzip.NewWriter(w)
+	s.cancel, s.pipe, s.zip = cancel, w, &zipper{w: w}
 	s.enc = json.NewEncoder(s.zip)
 	s.enc.SetEscapeHTML(false)
 	ended := make(chan error, 1)

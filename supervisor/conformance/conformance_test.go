@@ -2,12 +2,10 @@ package conformance
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 
 	"github.com/minke-os/minke/internal/testbus"
-	"github.com/minke-os/minke/internal/testenv"
 )
 
 // A check is one thing that holds.
@@ -72,14 +70,7 @@ func TestMinke(t *testing.T) {
 }
 
 func TestDocker(t *testing.T) {
-	testenv.Need(t, "dockerd")
-	testenv.Need(t, "containerd")
-	if os.Getenv("MINKE_TEST_DOCKER") == "" {
-		t.Skip("takes minutes: make test-conformance, or set MINKE_TEST_DOCKER=1")
-	}
-	if _, err := os.Stat("/run/containerd/containerd.sock"); err == nil {
-		t.Skip("a containerd runs already, which dockerd would use; stop it first")
-	}
+	needDocker(t)
 	run(t, true)
 }
 

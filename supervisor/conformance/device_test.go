@@ -2,7 +2,6 @@ package conformance
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,7 +19,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/testbus"
 	"github.com/minke-os/minke/internal/testdaemon"
@@ -57,7 +54,8 @@ type device struct {
 
 // A setup is what differs between devices.
 type setup struct {
-	docker  bool // a stock dockerd is the engine
+	docker  bool   // a stock dockerd is the engine
+	disk    string // mount options of the tmpfs that it has, "" for a directory
 	managed bool
 	config  obj      // more of config.json
 	env     []string // more of minked's environment
@@ -98,7 +96,7 @@ func start(t *testing.T, s setup) *device {
 	args := []string{"--supervisor=true", "--boot-dir", d.boot, "--preload", filepath.Join(d.boot, "apps.json")}
 	prepare := func(c *exec.Cmd) { s.prepare(c) }
 	if s.docker {
-		d.besideDocker(args, prepare)
+		d.besideDocker(args, s.disk, prepare)
 	} else {
 		host.Stop()
 		host.Prepare = prepare
@@ -165,70 +163,6 @@ func (d *device) plug(in bool) {
 	if err := d.far.Do(exec.Command("ip", "link", "set", "up0", way).Run); err != nil {
 		d.t.Fatal(err)
 	}
-}
-
-// besideDocker starts dockerd, and makes minked supervise it.
-func (d *device) besideDocker(args []string, prepare func(*exec.Cmd)) {
-	d.t.Helper()
-	dir := filepath.Join(d.host.Dir, "docker")
-	socket := filepath.Join(dir, "docker.sock")
-	config := filepath.Join(dir, "daemon.json")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		d.t.Fatal(err)
-	}
-	d.write(config, "{}")
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	d.t.Cleanup(func() { log.Close() })
-	dockerd := exec.Command("dockerd", "--config-file", config, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"),
-		"-H", "unix://"+socket, "--pidfile", filepath.Join(dir, "pid"), "--log-level", "error")
-	dockerd.Stdout, dockerd.Stderr = log, log
-	if err := d.host.InNetNS(dockerd.Start); err != nil {
-		d.t.Fatal(err)
-	}
-	if d.engine, err = client.New(client.WithHost("unix://" + socket)); err != nil {
-		d.t.Fatal(err)
-	}
-	d.t.Cleanup(func() {
-		ctx := context.Background()
-		list, _ := d.engine.ContainerList(ctx, client.ContainerListOptions{All: true})
-		for _, c := range list.Items {
-			d.engine.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		}
-		networks, _ := d.engine.NetworkList(ctx, client.NetworkListOptions{})
-		for _, n := range networks.Items {
-			d.engine.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{})
-		}
-		d.engine.Close()
-		dockerd.Process.Signal(syscall.SIGTERM)
-		dockerd.Wait()
-		d.host.InNetNS(func() error { return exec.Command("ip", "link", "del", "docker0").Run() })
-		mounts, _ := filepath.Glob(filepath.Join(dir, "run/netns/*")) // of services in the host's network
-		for _, m := range mounts {
-			unix.Unmount(m, unix.MNT_DETACH)
-		}
-	})
-	d.until("dockerd answers", func() bool { _, err := d.engine.Ping(d.t.Context(), client.PingOptions{}); return err == nil })
-	own := filepath.Join(d.host.Dir, "beside")
-	d.data, d.tmp = filepath.Join(own, "data"), filepath.Join(own, "run/supervisor")
-	var minked *exec.Cmd
-	d.up = func() {
-		minked = exec.Command(filepath.Join(testdaemon.Build(d.t), "minked"), append(args, "--engine", "unix://"+socket,
-			"--data-root", d.data, "--exec-root", filepath.Join(own, "run"), "--pidfile", filepath.Join(own, "pid"))...)
-		minked.Stdout, minked.Stderr = log, log
-		prepare(minked)
-		if err := d.host.InNetNS(minked.Start); err != nil {
-			d.t.Fatal(err)
-		}
-		d.answers()
-	}
-	end := func(sig syscall.Signal) func() {
-		return func() { minked.Process.Signal(sig); minked.Wait() }
-	}
-	d.down, d.kill = end(syscall.SIGTERM), end(syscall.SIGKILL)
-	d.log = func() string { data, _ := os.ReadFile(log.Name()); return string(data) }
 }
 
 func (d *device) answers() {
@@ -493,78 +427,3 @@ func before(list []string, a, b string) bool {
 	i := slices.Index(list, a)
 	return i >= 0 && slices.Index(list[i:], b) > 0
 }
-
-// ---- targets
-
-// An app is an application of a target state.
-type app struct {
-	id       int
-	uuid     string
-	name     string
-	commit   string
-	services obj
-	volumes  obj
-	networks obj
-}
-
-// target is a target state in which the device has these settings.
-func target(config obj, apps ...app) string {
-	all := obj{}
-	for _, a := range apps {
-		volumes, networks := a.volumes, a.networks
-		if volumes == nil {
-			volumes = obj{}
-		}
-		if networks == nil {
-			networks = obj{}
-		}
-		all[a.uuid] = obj{"id": a.id, "name": a.name, "class": "fleet", "releases": obj{
-			a.commit: obj{"id": 778, "services": a.services, "volumes": volumes, "networks": networks},
-		}}
-	}
-	if config == nil {
-		config = obj{}
-	}
-	return jsonOf(obj{"UUID": obj{"name": "damp-haze", "config": config, "apps": all}})
-}
-
-// service is one of a release. Of more, "labels", "environment", "running" and
-// "contract" are the service's; the rest is its composition.
-func service(id int, image string, more obj) obj {
-	s := obj{"id": id, "image_id": 5000 + id, "image": "REGISTRY/" + image, "environment": obj{}, "labels": obj{}}
-	composition := obj{"tty": false, "stop_grace_period": "2s"}
-	for k, v := range more {
-		switch k {
-		case "labels", "environment", "running", "contract":
-			s[k] = v
-		default:
-			composition[k] = v
-			if v == nil {
-				delete(composition, k)
-			}
-		}
-	}
-	s["composition"] = composition
-	return s
-}
-
-// withAPI gives a service access to the Supervisor API.
-var withAPI = obj{"io.balena.features.supervisor-api": "1"}
-
-// fleetApp is the application that most checks look at: web, which has the API,
-// needs db, which has a volume.
-func fleetApp(commit string, edit ...func(a *app)) app {
-	a := app{id: 1234, uuid: "deadbeef01", name: "my-fleet", commit: commit, volumes: obj{"data": obj{}}, services: obj{
-		"web": service(91, "garden:1", obj{"labels": withAPI, "depends_on": []string{"db"}}),
-		"db":  service(92, "garden:1", obj{"volumes": []string{"data:/data"}}),
-	}}
-	for _, f := range edit {
-		f(&a)
-	}
-	return a
-}
-
-// shed is another application, with one service.
-var shed = app{id: 5678, uuid: "shed02", name: "shed", commit: "5ed", services: obj{
-	"tool": service(93, "shed:1", obj{"labels": obj{"io.balena.features.supervisor-api": "1", "io.balena.features.balena-api": "1"}}),
-}}

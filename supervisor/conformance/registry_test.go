@@ -78,11 +78,16 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// manifest makes the image of a name. A repository called "volumes" declares one.
+// manifest makes the image of a name. A repository called "volumes" declares one;
+// that called "huge" has a layer of 60 MB.
 func (r *registry) manifest(repo, tag string) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	own := onlyFile("name", []byte(repo+":"+tag+strings.Repeat("\n", 300<<10)))
+	size := 300 << 10
+	if repo == "huge" {
+		size = 60 << 20
+	}
+	own := onlyFile("name", []byte(repo+":"+tag+strings.Repeat("\n", size)))
 	config := obj{"Cmd": []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"}, "Env": []string{"PATH=/bin", "FROM=image"}}
 	if repo == "volumes" {
 		config["Volumes"] = obj{"/from-image": obj{}}

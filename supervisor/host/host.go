@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/minke-os/minke/internal/errdef"
 )
@@ -69,6 +70,16 @@ func (h *Host) Kernel() (name, release string) {
 
 // BootID is another one after each reboot.
 func (h *Host) BootID() string { return h.firstLine("/proc/sys/kernel/random/boot_id") }
+
+// Uptime is how long the host has been up, sleep included. No change of the
+// clock touches it.
+func (h *Host) Uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil { // of which Linux has one
+		panic(err)
+	}
+	return time.Duration(ts.Nano())
+}
 
 func (h *Host) bus(ctx context.Context) (*dbus.Conn, error) {
 	var c *dbus.Conn

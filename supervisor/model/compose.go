@@ -17,10 +17,11 @@ import (
 	"github.com/minke-os/minke/internal/errdef"
 )
 
-const (
-	defaultShm  = 64 << 20
-	defaultStop = 10 * time.Second
-)
+const defaultShm = 64 << 20
+
+// DefaultGrace is how many seconds the stop of a service may take whose
+// composition does not say.
+const DefaultGrace = 10
 
 // Compose turns an application into what the engine is asked for. An error
 // names the service and field that cannot be done; fields that are merely
@@ -96,11 +97,11 @@ type composer struct {
 }
 
 func compose(app App, svc Service, dev Device) (Spec, error) {
-	stop := int(defaultStop.Seconds())
+	grace := DefaultGrace
 	spec := Spec{
 		App: app.ID, Service: svc.Name, Image: svc.Image, Running: svc.Running,
 		Name:   ContainerName(svc.Name, svc.ImageID, app.ReleaseID, app.Commit),
-		Config: &container.Config{Image: svc.Image, StopTimeout: &stop, Tty: true},
+		Config: &container.Config{Image: svc.Image, StopTimeout: &grace, Tty: true},
 		Host:   &container.HostConfig{IpcMode: "shareable", ShmSize: defaultShm},
 	}
 	c := &composer{app: app, svc: svc, dev: dev, c: svc.Composition, spec: &spec}

@@ -35,6 +35,10 @@ func (c *composer) labels() {
 	labels[LabelAppUUID] = c.app.UUID
 	labels[LabelServiceID] = strconv.Itoa(c.svc.ID)
 	labels[LabelServiceName] = c.svc.Name
+	delete(labels, LabelGrace)
+	if c.c["stop_grace_period"] != nil && *c.spec.Config.StopTimeout == DefaultGrace {
+		labels[LabelGrace] = "given"
+	}
 	c.spec.Config.Labels = labels
 }
 

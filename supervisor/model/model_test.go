@@ -263,8 +263,8 @@ func TestParseSaysWhichFieldIsWrong(t *testing.T) {
 }
 
 func TestConfigPrefixes(t *testing.T) {
-	target, err := ParseLocal([]byte(`{"local":{"config":{"X":"1","RESIN_X":"2","BALENA_X":"3","RESIN_Y":"4","Z":"5"}}}`))
-	want := map[string]string{"X": "3", "Y": "4", "Z": "5"}
+	target, err := ParseLocal([]byte(`{"local":{"config":{"X":"1","RESIN_X":"2","BALENA_X":"3","RESIN_Y":"4","Z":"5","RESIN_OVERRIDE_LOCK":"1"}}}`))
+	want := map[string]string{"X": "3", "Y": "4", "Z": "5", "OVERRIDE_LOCK": "1", "SUPERVISOR_OVERRIDE_LOCK": "1"}
 	if err != nil || !reflect.DeepEqual(target.Config, want) {
 		t.Errorf("config = %v, %v; want %v", target.Config, err, want)
 	}

@@ -183,6 +183,10 @@ func (p *parser) device(m map[string]any, path string) Target {
 			}
 		}
 	}
+	const lock = "OVERRIDE_LOCK" // older servers' name
+	if v, ok := t.Config[lock]; ok && t.Config["SUPERVISOR_"+lock] == "" {
+		t.Config["SUPERVISOR_"+lock] = v
+	}
 	return t
 }
 

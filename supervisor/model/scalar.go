@@ -10,6 +10,15 @@ import (
 	"unicode"
 )
 
+// Bool reads a device variable's value; ok is false if it is neither true nor
+// false.
+func Bool(text string) (value, ok bool) {
+	if Truthy(text) {
+		return true, true
+	}
+	return false, text == "0" || strings.EqualFold(text, "false") || strings.EqualFold(text, "off")
+}
+
 // Truthy is the supervisor's one rule for booleans in JSON, labels and
 // variables. What is neither true nor false counts as not true.
 func Truthy(v any) bool {
@@ -48,29 +57,6 @@ func Int(v any) (int, bool) {
 		return n, err == nil
 	}
 	return 0, false
-}
-
-// Variable reads a device variable: a boolean or a whole number. What cannot be
-// one counts as not given.
-func Variable[T bool | int](config map[string]string, name string, otherwise T) T {
-	text, given := config[name]
-	if !given {
-		return otherwise
-	}
-	switch v := any(&otherwise).(type) {
-	case *bool:
-		switch {
-		case Truthy(text):
-			*v = true
-		case text == "0" || strings.EqualFold(text, "false") || strings.EqualFold(text, "off"):
-			*v = false
-		}
-	case *int:
-		if n, ok := Int(text); ok {
-			*v = n
-		}
-	}
-	return otherwise
 }
 
 // IsVariable reports whether a device variable may have this name.

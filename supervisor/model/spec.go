@@ -128,6 +128,10 @@ const (
 	// not the engine's answer, keeps an engine that spells a default another
 	// way from looking like a change for ever.
 	LabelPrint = "io.minke.fingerprint"
+
+	// LabelGrace is on a container whose composition asks for DefaultGrace in
+	// words.
+	LabelGrace = "io.minke.stop-grace-period"
 )
 
 // SupervisorNetwork is where services reach the supervisor's API.
