@@ -2,6 +2,7 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -9,8 +10,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
-	"golang.org/x/sys/unix"
-
+	"github.com/minke-os/minke/internal/signal"
 	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
@@ -64,8 +64,8 @@ func graceGiven(cfg *container.Config) bool {
 // signal. One that blocks it takes it by sigwait or signalfd; one that ignores it
 // has said so, and may listen again later.
 func deaf(status []byte, stopSignal string) bool {
-	sig := signalOf(stopSignal)
-	if sig == 0 {
+	sig, err := signal.Parse(cmp.Or(stopSignal, "TERM"))
+	if err != nil {
 		return false
 	}
 	fields := map[string]string{}
@@ -83,29 +83,4 @@ func deaf(status []byte, stopSignal string) bool {
 		}
 	}
 	return true
-}
-
-// signalOf is the number of a stop signal as an engine names it: "", "15", "TERM",
-// "SIGRTMIN+3"; 0 of one that it is not.
-func signalOf(name string) uint {
-	if name == "" {
-		return uint(unix.SIGTERM)
-	}
-	const first, last = 1, 64
-	if n, err := strconv.Atoi(name); err == nil {
-		if n < first || n > last {
-			return 0
-		}
-		return uint(n)
-	}
-	name = "SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")
-	if n, ok := strings.CutPrefix(name, "SIGRTMIN+"); ok {
-		const realTime = 34 // of C libraries, which keep two for themselves
-		n, err := strconv.Atoi(n)
-		if err != nil || n < 0 || n > last-realTime {
-			return 0
-		}
-		return uint(realTime + n)
-	}
-	return uint(unix.SignalNum(name))
 }
