@@ -9,11 +9,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/moby/api/types/container"
 	"github.com/minke-os/minke/internal/signal"
 	"github.com/minke-os/minke/supervisor/client"
 	"github.com/minke-os/minke/supervisor/model"
 	"github.com/minke-os/minke/supervisor/plan"
+	"github.com/moby/moby/api/types/container"
 )
 
 // stop has the engine stop a container. One that the stop signal cannot reach is
