@@ -10,9 +10,11 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/internal/sock"
 )
 
 // frames writes one of several streams to a connection they share, each piece
@@ -91,7 +93,29 @@ func hijacked(w http.ResponseWriter, r *http.Request, contentType string) (net.C
 		conn.Close()
 		return nil, nil, err
 	}
-	return conn, buf.Reader, nil
+	return &headFirst{Conn: conn}, buf.Reader, nil
+}
+
+// headFirst is a connection on which output waits until the client has read the
+// head of the answer. Clients that read ahead while they look for its end
+// (docker-py) lose what comes with it; from Docker it comes later, for its
+// containers take longer to start.
+type headFirst struct {
+	net.Conn
+	once sync.Once
+}
+
+// headTime is the longest that output waits for a client that does not read.
+const headTime = 200 * time.Millisecond
+
+func (c *headFirst) Write(p []byte) (int, error) {
+	c.once.Do(func() {
+		// What another process reads gives no signal.
+		for start := time.Now(); sock.Unread(c.Conn) && time.Since(start) < headTime; {
+			time.Sleep(100 * time.Microsecond)
+		}
+	})
+	return c.Conn.Write(p)
 }
 
 // runAttached carries an attachment over the request's own connection.
