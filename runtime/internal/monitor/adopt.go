@@ -43,6 +43,7 @@ func (m *Monitor) adopt(req wire.Request, files []*os.File) error {
 		return err
 	}
 	c.orphan = nil
+	close(c.settled)
 	return nil
 }
 
@@ -172,6 +173,7 @@ func (c *container) lose() {
 		c.exit = &wire.Exit{Code: lostCode, At: time.Now().UTC()}
 	}
 	c.saveLocked()
+	close(c.settled)
 	close(c.booted)
 	close(c.stopped)
 	close(c.drained)

@@ -14,6 +14,9 @@ import (
 // its input ended.
 func (m *Monitor) attach(conn *wire.Conn, req wire.Request) {
 	c, err := m.container(req.ID)
+	if err == nil {
+		<-c.settled // whoever asks has its handles, or hears that nobody has
+	}
 	var files []*os.File
 	var names []string
 	if err == nil {

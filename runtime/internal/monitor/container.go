@@ -54,6 +54,8 @@ type container struct {
 	ended  []string // execs that ended, oldest first
 	orphan *saved   // until it is adopted or lost
 
+	settled chan struct{} // closed when it is no orphan
+
 	isDrained bool
 }
 
@@ -68,9 +70,16 @@ func (m *Monitor) newContainer(id string, l *wire.Launch) *container {
 	return &container{
 		m: m, id: id, launch: l, status: created,
 		booted: make(chan struct{}), stopped: make(chan struct{}), drained: make(chan struct{}),
-		execs: map[string]*process{}, group: &cgroup.Group{},
+		execs: map[string]*process{}, group: &cgroup.Group{}, settled: closed,
 	}
 }
+
+// closed is for what need not be waited for.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 func (m *Monitor) create(req wire.Request, files []*os.File) (wire.Reply, []*os.File, error) {
 	if len(files) == 0 || req.Launch == nil || req.ID == "" || req.Launch.User != nil && len(files) < 2 {

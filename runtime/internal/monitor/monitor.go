@@ -169,6 +169,12 @@ func (m *Monitor) do(ctx context.Context, req wire.Request, files []*os.File) (w
 	if err != nil {
 		return wire.Reply{}, nil, err
 	}
+	// Who asks may have been faster than the one who brings the handles back.
+	select {
+	case <-c.settled:
+	case <-ctx.Done():
+		return wire.Reply{}, nil, ctx.Err()
+	}
 	switch req.Op {
 	case wire.Start:
 		return wire.Reply{}, nil, c.start(ctx)

@@ -80,7 +80,7 @@ func (m *Monitor) load() error {
 			close(c.stopped)
 			close(c.drained)
 		} else {
-			c.orphan = s
+			c.orphan, c.settled = s, make(chan struct{})
 		}
 		m.containers[c.id] = c
 	}
