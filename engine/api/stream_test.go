@@ -1,30 +1,16 @@
 package api
 
 import (
-	"net"
-	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/minke-os/minke/internal/testenv"
 )
 
 // A client that reads ahead while it looks for the end of the head must find
 // nothing behind it.
 func TestOutputWaitsUntilTheHeadIsRead(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	client, server := testenv.UnixPair(t)
 	if _, err := server.Write([]byte("head")); err != nil {
 		t.Fatal(err)
 	}

@@ -3,26 +3,13 @@ package sock
 import (
 	"io"
 	"net"
-	"path/filepath"
 	"testing"
+
+	"github.com/minke-os/minke/internal/testenv"
 )
 
 func TestUnread(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	client, server := testenv.UnixPair(t)
 	buf := make([]byte, 4)
 	for _, step := range []struct {
 		name string

@@ -6,6 +6,7 @@ package testenv
 import (
 	"archive/tar"
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,4 +128,23 @@ func NoGoroutineLeft(t testing.TB) {
 		t.Logf("goroutines before %d, after %d:\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
 		t.Errorf("goroutines outlive the test")
 	})
+}
+
+// UnixPair is the two ends of a connection by a unix socket.
+func UnixPair(t testing.TB) (client, server net.Conn) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if client, err = net.Dial("unix", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
 }
