@@ -58,8 +58,9 @@ func (fs fileSystem) mount(device string) (int, error) {
 
 var (
 	// As mkfs makes big ones: blocks of 4 kB; and all of it at once, for the
-	// kernel's writes of what mkfs left would be counted as the store's.
-	ext4 = fileSystem{"ext4", []string{"mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, nil, 64 << 20, ""}
+	// kernel's writes of what mkfs left would be counted as the store's. Below
+	// 128 MB it has no second superblock, and a torn one is the end of it.
+	ext4 = fileSystem{"ext4", []string{"mkfs.ext4", "-q", "-b", "4096", "-J", "size=16", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, nil, 160 << 20, ""}
 	tiny = fileSystem{"ext4", []string{"mkfs.ext4", "-q", "-m", "0"}, nil, 8 << 20, ""}
 
 	noJournal = fileSystem{"ext4", []string{"mkfs.ext4", "-q", "-O", "^has_journal"}, []string{"e2fsck", "-fy"}, 64 << 20, ""}
