@@ -195,11 +195,13 @@ func (e *Engine) execProcess(r *record, req container.ExecCreateRequest) (*specs
 	cfg.Tty = req.Tty
 	return &specs.Process{
 		Terminal: req.Tty, Args: req.Cmd, Cwd: cwd,
-		User:            specs.User{UID: who.UID, GID: who.GID, AdditionalGids: who.Groups},
+		User:            specs.User{UID: who.UID, GID: who.GID, AdditionalGids: who.Groups, Umask: r.Host.Umask},
 		Env:             spec.MergeEnv(spec.Env(&cfg, e.hostname(r), who.Home), req.Env),
 		Capabilities:    spec.Set(caps),
 		NoNewPrivileges: security.NoNewPrivileges,
 		ApparmorProfile: security.AppArmor,
+		Rlimits:         spec.Rlimits(r.Host),
+		OOMScoreAdj:     &r.Host.OomScoreAdj,
 	}, nil
 }
 

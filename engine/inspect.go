@@ -85,7 +85,14 @@ func (e *Engine) networkSettings(r *record) *container.NetworkSettings {
 		maps.Copy(s.Ports, r.Ports)
 	}
 	for name, ep := range r.Networks {
-		s.Networks[name] = ep.Copy()
+		ep = ep.Copy()
+		if !r.runs() { // what it had may be another's by now
+			*ep = network.EndpointSettings{
+				IPAMConfig: ep.IPAMConfig, Links: ep.Links, Aliases: ep.Aliases, DriverOpts: ep.DriverOpts, GwPriority: ep.GwPriority,
+				NetworkID: ep.NetworkID, DNSNames: ep.DNSNames,
+			}
+		}
+		s.Networks[name] = ep
 	}
 	return s
 }
@@ -174,6 +181,9 @@ func (e *Engine) summary(r *record, h *container.Health, now time.Time, shownIma
 	s.HostConfig.Annotations = r.Host.Annotations
 	if s.Labels == nil {
 		s.Labels = map[string]string{}
+	}
+	if s.Mounts == nil {
+		s.Mounts = []container.MountPoint{}
 	}
 	return s
 }

@@ -39,7 +39,8 @@ func (e *Engine) ContainerUnpause(ctx context.Context, name string) error {
 }
 
 func (e *Engine) resume(ctx context.Context, c *Container) error {
-	if err := e.rt.Resume(ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) {
+	// A killed container has been let go on already, so that it can die.
+	if err := e.rt.Resume(ctx, c.ID); err != nil && !errdef.Is(err, errdef.NotFound) && !errdef.Is(err, errdef.Conflict) {
 		return fmt.Errorf("cannot unpause container %s: %w", c.ID, err)
 	}
 	r := e.change(c, func(r *record) { r.Paused = false })

@@ -86,6 +86,7 @@ func TestComposeOfPythonWorksUnchanged(t *testing.T) {
 	has("scaled", compose("ps", "-q", "db"), "\n")
 	has("second up", compose("up", "-d", "--scale", "db=2"), "project_web_1 is up-to-date")
 	compose("restart", "-t", "0", "web")
+	has("recreated", compose("up", "-d", "-t", "0", "--force-recreate"), "Recreating project_web_1")
 	has("run", compose("run", "--rm", "-T", "web", "echo", "one-off"), "one-off")
 	compose("down", "-t", "0", "-v", "--rmi", "local")
 	if out := f.run(program, "-p", "project", "ps", "-q"); out != "" {
@@ -200,6 +201,12 @@ func testDockerCommand(t *testing.T, program string) {
 		{"exec -e A=b -w /tmp web env", "A=b", false},
 		{"exec web nosuch", "executable file not found in $PATH", true},
 		{"exec -u nosuch web true", "no matching entries in passwd file", true},
+		{"run -d --name limited --ulimit nofile=100:200 busybox sleep 1000", "", false},
+		{"exec limited sh -c ulimit${IFS}-n", "100", false},
+		{"pause limited", "limited", false},
+		{"kill limited", "limited", false},
+		{"inspect -f ip={{.NetworkSettings.IPAddress}}. limited", "ip=.", false},
+		{"rm limited", "limited", false},
 		{"cp file web:/tmp/", "", false},
 		{"exec web cat /tmp/file", "content", false},
 		{"diff web", "A /tmp/file", false},

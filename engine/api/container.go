@@ -41,7 +41,7 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req, false); err != nil {
 		return err
 	}
-	if err := req.settleMAC(); err != nil {
+	if err := req.settle(); err != nil {
 		return err
 	}
 	q := r.URL.Query()

@@ -26,10 +26,7 @@ func (s *Server) imageList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if versionOf(r) < 44 {
-		return writeJSON(w, http.StatusOK, withVirtualSizes(list))
-	}
-	return writeJSON(w, http.StatusOK, list)
+	return writeJSON(w, http.StatusOK, oldImages(list, versionOf(r)))
 }
 
 // imageGet tells GET /images/{name}/{json,history,get} apart.
@@ -47,7 +44,7 @@ func (s *Server) imageGet(w http.ResponseWriter, r *http.Request) error {
 		if v := versionOf(r); v < 52 {
 			return writeJSON(w, http.StatusOK, oldImage(i, v))
 		}
-		return writeJSON(w, http.StatusOK, i)
+		return writeJSON(w, http.StatusOK, withContainerConfig(i))
 	}
 	if name, ok := strings.CutSuffix(path, "/history"); ok {
 		h, err := s.engine.ImageHistory(name, p)

@@ -15,7 +15,7 @@ func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, list)
+	return writeJSON(w, http.StatusOK, oldNetworks(list, versionOf(r)))
 }
 
 func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {

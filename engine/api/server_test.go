@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 )
 
 // fake is an engine with one container, web; what a test does not expect to be
@@ -50,6 +52,16 @@ func (f fake) ContainerInspect(name string, _ bool) (container.InspectResponse, 
 
 func (f fake) ImageList(o engine.ImageListOptions) ([]image.Summary, error) {
 	return []image.Summary{{ID: "sha256:1", Size: 7, RepoTags: o.Filters["reference"]}}, nil
+}
+
+func (f fake) ImageInspect(string, oci.Platform) (engine.ImageDescription, error) {
+	c := &dockerspec.DockerOCIImageConfig{}
+	c.Volumes = map[string]struct{}{"/v": {}}
+	return engine.ImageDescription{InspectResponse: image.InspectResponse{Config: c}}, nil
+}
+
+func (f fake) NetworkList(engine.Filters) ([]network.Network, error) {
+	return make([]network.Network, 1), nil
 }
 
 func (f fake) ContainerLogs(string, engine.LogOptions) (engine.Logs, error) {
@@ -220,7 +232,12 @@ func TestOldClientsFindWhatTheyRead(t *testing.T) {
 		{"/containers/web/json", 200, []string{`"IPAddress":"172.17.0.2"`}},
 		{"/v1.22/containers/nosuch/json", 404, []string{`{"message":"No such container: nosuch"}`}},
 		{"/v1.22/images/json?filter=busybox", 200, []string{`"VirtualSize":7`, `"RepoTags":["busybox"]`}},
-		{"/v1.41/images/json?filter=busybox", 200, []string{`"VirtualSize":7`, `"RepoTags":null`}},
+		{"/v1.41/images/json", 200, []string{`"RepoTags":["<none>:<none>"]`}},
+		{"/v1.41/images/busybox/json", 200, []string{`"ContainerConfig":{`, `"Labels":null`, `"Volumes":{"/v":{}}`}},
+		{"/v1.50/images/busybox/json", 200, []string{`"Config":{"Volumes":{"/v":{}}}`}},
+		{"/images/busybox/json", 200, []string{`"ContainerConfig":{`, `"Volumes":{"/v":{}}`}},
+		{"/v1.41/networks", 200, []string{`"Containers":{}`}},
+		{"/v1.41/images/json?filter=busybox", 200, []string{`"VirtualSize":7`, `"RepoTags":["<none>:<none>"]`}},
 		{"/v1.21/version", 400, []string{"client version 1.21 is too old. Minimum supported API version is 1.22"}},
 		{"/v1.99/version", 400, []string{"client version 1.99 is too new. Maximum supported API version is " + MaxVersion}},
 		{"/v1.41/nosuch", 404, []string{"page not found"}},
@@ -306,6 +323,19 @@ func TestEventsOfThePastThenThePresent(t *testing.T) {
 	}
 }
 
+// The examples of Docker's API say "Entrypoint": "".
+func TestACommandMayBeOneWord(t *testing.T) {
+	r := httptest.NewRequest("POST", "/containers/create", strings.NewReader(`{"Image":"a","Cmd":"date","Entrypoint":""}`))
+	r.Header.Set("Content-Type", "application/json")
+	var req createRequest
+	if err := readJSON(r, &req, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := req.settle(); err != nil || len(req.Config.Cmd) != 1 || req.Config.Cmd[0] != "date" || len(req.Config.Entrypoint) != 1 {
+		t.Errorf("got %q %q, %v; want one word each", req.Config.Cmd, req.Config.Entrypoint, err)
+	}
+}
+
 func FuzzCreateBody(f *testing.F) {
 	f.Add([]byte(`{"Image":"a","MacAddress":"02:42:ac:11:00:05","HostConfig":{"NetworkMode":"b"},"NetworkingConfig":{"EndpointsConfig":{"b":null}}}`))
 	f.Add([]byte(`{"MacAddress":"02:42:ac:11:00:05","NetworkingConfig":{"EndpointsConfig":{"default":{}}}}`))
@@ -314,7 +344,7 @@ func FuzzCreateBody(f *testing.F) {
 		r.Header.Set("Content-Type", "application/json")
 		var req createRequest
 		if readJSON(r, &req, false) == nil {
-			req.settleMAC()
+			req.settle()
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		var exec container.ExecCreateRequest

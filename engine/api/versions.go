@@ -1,12 +1,15 @@
 package api
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -74,14 +77,14 @@ func streamType(v version, tty bool) string {
 type usage struct {
 	*system.DiskUsage
 	LayersSize int64
-	Images     []image.Summary
+	Images     any // of image.Summary
 	Containers []container.Summary
 	Volumes    []volume.Volume
 	BuildCache []build.CacheRecord
 }
 
 func usageFor(v version, u engine.Usage, verbose bool) any {
-	flat := usage{LayersSize: u.LayersSize, Images: u.Images, Containers: u.Containers, Volumes: u.Volumes, BuildCache: u.BuildCache}
+	flat := usage{LayersSize: u.LayersSize, Images: oldImages(u.Images, v), Containers: u.Containers, Volumes: u.Volumes, BuildCache: u.BuildCache}
 	if v < 52 {
 		return flat
 	}
@@ -159,10 +162,32 @@ func withAddress(c container.InspectResponse) any {
 }
 
 // createRequest is POST /containers/create with the hardware address that was
-// the container's, not an endpoint's, until 1.44.
+// the container's, not an endpoint's, until 1.44, and with the command and
+// entry point as Docker takes them.
 type createRequest struct {
 	container.CreateRequest
-	MacAddress string
+	MacAddress      string
+	Cmd, Entrypoint words
+}
+
+// words are a list, or one alone: the examples of Docker's API say
+// "Entrypoint": "".
+type words []string
+
+func (w *words) UnmarshalJSON(b []byte) error {
+	if bytes.HasPrefix(b, []byte{'"'}) {
+		*w = words{""}
+		return json.Unmarshal(b, &(*w)[0])
+	}
+	return json.Unmarshal(b, (*[]string)(w))
+}
+
+// settle puts what is beside the newest request into it.
+func (c *createRequest) settle() error {
+	if c.Config != nil {
+		c.Config.Cmd, c.Config.Entrypoint = c.Cmd, c.Entrypoint
+	}
+	return c.settleMAC()
 }
 
 // settleMAC gives the address to the endpoint of the container's own network.
@@ -202,32 +227,101 @@ func (c *createRequest) settleMAC() error {
 	return nil
 }
 
-// oldImage adds what GET /images/{name}/json had until 1.52, empty or not, and
-// VirtualSize, which it had until 1.44.
+// oldImage adds what GET /images/{name}/json had until 1.52, empty or not;
+// until 1.50, when Config was a container's with all its fields; until 1.45,
+// the container that it was committed from; and VirtualSize, until 1.44.
+// Of these, ContainerConfig stays for ever: see withContainerConfig.
 func oldImage(i engine.ImageDescription, v version) any {
 	old := struct {
 		image.InspectResponse
-		Parent        oci.ImageID
-		Comment       string
-		Author        string
-		DockerVersion string
-		VirtualSize   int64 `json:",omitempty"` // the same as Size since layers are shared
-	}{InspectResponse: i.InspectResponse, Parent: i.Parent, Comment: i.Comment, Author: i.Author}
+		Config          any
+		ContainerConfig *container.Config `json:",omitempty"`
+		Container       *string           `json:",omitempty"`
+		Parent          oci.ImageID
+		Comment         string
+		Author          string
+		DockerVersion   string
+		VirtualSize     int64 `json:",omitempty"` // the same as Size since layers are shared
+	}{InspectResponse: i.InspectResponse, Config: i.Config, Parent: i.Parent, Comment: i.Comment, Author: i.Author}
+	if v < 50 && i.Config != nil {
+		old.Config = containerConfig(i.Config)
+	}
+	if i.Config != nil {
+		old.ContainerConfig = containerConfig(i.Config)
+	}
+	if v < 45 {
+		old.Container = new(string)
+	}
 	if v < 44 {
 		old.VirtualSize = i.Size
 	}
 	return old
 }
 
-// withVirtualSizes does so for GET /images/json.
-func withVirtualSizes(list []image.Summary) any {
+// withContainerConfig is the newest GET /images/{name}/json for docker-compose
+// 1, which asks for the newest version and reads an image's volumes there: it
+// could not recreate a container without.
+func withContainerConfig(i engine.ImageDescription) any {
+	out := struct {
+		image.InspectResponse
+		ContainerConfig *container.Config `json:",omitempty"`
+	}{InspectResponse: i.InspectResponse}
+	if i.Config != nil {
+		out.ContainerConfig = containerConfig(i.Config)
+	}
+	return out
+}
+
+// containerConfig is what a container gets of an image's configuration.
+func containerConfig(c *dockerspec.DockerOCIImageConfig) *container.Config {
+	out := &container.Config{
+		User: c.User, Env: c.Env, Cmd: c.Cmd, Entrypoint: c.Entrypoint, Volumes: c.Volumes, WorkingDir: c.WorkingDir, Labels: c.Labels,
+		StopSignal: c.StopSignal, ArgsEscaped: c.ArgsEscaped, OnBuild: c.OnBuild, Healthcheck: c.Healthcheck, Shell: c.Shell,
+	}
+	for text := range c.ExposedPorts {
+		if p, err := network.ParsePort(text); err == nil {
+			if out.ExposedPorts == nil {
+				out.ExposedPorts = network.PortSet{}
+			}
+			out.ExposedPorts[p] = struct{}{}
+		}
+	}
+	return out
+}
+
+// oldImages are those of GET /images/json and /system/df until 1.44: they have
+// VirtualSize, and until 1.43 what has no name is called <none>.
+func oldImages(list []image.Summary, v version) any {
+	if v >= 44 {
+		return list
+	}
 	type old struct {
 		image.Summary
 		VirtualSize int64
 	}
 	out := make([]old, len(list))
 	for i, s := range list {
+		if v < 43 && len(s.RepoTags)+len(s.RepoDigests) == 0 {
+			s.RepoTags, s.RepoDigests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
+		}
 		out[i] = old{s, s.Size}
+	}
+	return out
+}
+
+// oldNetworks are those of GET /networks: until 1.52 each had its containers,
+// an empty list since 1.28.
+func oldNetworks(list []network.Network, v version) any {
+	if v >= 52 {
+		return list
+	}
+	type old struct {
+		network.Network
+		Containers struct{}
+	}
+	out := make([]old, len(list))
+	for i, n := range list {
+		out[i] = old{Network: n}
 	}
 	return out
 }

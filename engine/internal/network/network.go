@@ -252,10 +252,20 @@ func (h *Host) Networks() []network.Network {
 	defer h.mu.Unlock()
 	out := make([]network.Network, 0, len(h.networks))
 	for _, n := range h.networks {
-		out = append(out, n.Network)
+		out = append(out, n.shown())
 	}
 	order.By(out, func(a, b network.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// shown is a network as clients want it: a list of pools, not null, even for
+// the host's.
+func (s *state) shown() network.Network {
+	n := s.Network
+	if n.IPAM.Config == nil {
+		n.IPAM.Config = []network.IPAMConfig{}
+	}
+	return n
 }
 
 // Find takes an ID, name or unique ID prefix, in this order.
@@ -266,12 +276,12 @@ func (h *Host) Find(name string) (network.Network, error) {
 		name = network.NetworkBridge
 	}
 	if n, ok := h.networks[name]; ok {
-		return n.Network, nil
+		return n.shown(), nil
 	}
 	var found []*state
 	for id, n := range h.networks {
 		if n.Name == name {
-			return n.Network, nil
+			return n.shown(), nil
 		}
 		if name != "" && strings.HasPrefix(id, name) {
 			found = append(found, n)
@@ -279,7 +289,7 @@ func (h *Host) Find(name string) (network.Network, error) {
 	}
 	switch len(found) {
 	case 1:
-		return found[0].Network, nil
+		return found[0].shown(), nil
 	case 0:
 		return network.Network{}, errdef.NotFound.Errorf("network %s not found", name)
 	}

@@ -134,14 +134,20 @@ func process(in Input, caps []string, noNewPrivs bool) *specs.Process {
 		NoNewPrivileges: noNewPrivs,
 		Capabilities:    Set(caps),
 		OOMScoreAdj:     &in.Host.OomScoreAdj,
+		Rlimits:         Rlimits(in.Host),
 	}
 	if in.Config.Tty && in.Host.ConsoleSize != [2]uint{} {
 		p.ConsoleSize = &specs.Box{Height: in.Host.ConsoleSize[0], Width: in.Host.ConsoleSize[1]}
 	}
-	for _, u := range in.Host.Ulimits {
-		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
-	}
 	return p
+}
+
+// Rlimits are the limits of each of a container's processes.
+func Rlimits(h *container.HostConfig) (out []specs.POSIXRlimit) {
+	for _, u := range h.Ulimits {
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return out
 }
 
 // Set is the capability sets of a process: Docker leaves inheritable and
