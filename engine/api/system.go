@@ -11,6 +11,7 @@ import (
 
 	"github.com/minke-os/minke/engine"
 	"github.com/minke-os/minke/internal/errdef"
+	"github.com/minke-os/minke/oci"
 )
 
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) error {
@@ -133,6 +134,22 @@ func wanted(f engine.Filters, m events.Message) bool {
 	short, _, _ := strings.Cut(string(m.Action), ":")
 	return is("type", string(m.Type)) && is("event", string(m.Action), short) && is("scope", m.Scope) &&
 		of("container", events.ContainerEventType) && of("network", events.NetworkEventType) && of("volume", events.VolumeEventType) &&
-		(len(f["image"]) == 0 || slices.Contains(f["image"], m.Actor.Attributes["image"]) || m.Type == events.ImageEventType && of("image", events.ImageEventType)) &&
+		is("image", imagesOf(m)...) &&
 		f.Labels("label", m.Actor.Attributes)
+}
+
+// imagesOf are the names under which an event's image may be asked for, with
+// and without its tag.
+func imagesOf(m events.Message) (names []string) {
+	name := m.Actor.Attributes["image"]
+	if m.Type == events.ImageEventType {
+		name = m.Actor.Attributes["name"]
+	}
+	for _, n := range []string{name, m.Actor.ID} {
+		names = append(names, n)
+		if ref, err := oci.ParseReference(n); err == nil {
+			names = append(names, ref.FamiliarRepository())
+		}
+	}
+	return names
 }
