@@ -152,6 +152,8 @@ var ours = []string{
 	"GET /containers/json[].Mounts[].Type: string", "GET /containers/{id}/json.Mounts[].Type: string",
 	// Docker took these away in 1.52 and 1.53; scripts still look for them.
 	"GET /containers/{id}/json.NetworkSettings: field", "GET /system/df: field", "GET /events: field",
+	// In 1.45; docker-compose 1 asks for the newest version and cannot recreate a container without it.
+	"GET /images/{name}/json: field ContainerConfig",
 }
 
 // Every answer with a body is held against Docker's specification: no field that
