@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,6 +42,10 @@ func TestMain(m *testing.M) {
 	os.RemoveAll(dir)
 	left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
 	for _, d := range append(left, "/sys/fs/cgroup"+cgroupParent) {
+		groups, _ := filepath.Glob(d + "/*") // a create that was killed leaves its own
+		for _, g := range groups {
+			syscall.Rmdir(g)
+		}
 		os.Remove(d)
 	}
 	os.Exit(code)
