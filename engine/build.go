@@ -57,7 +57,7 @@ func (b buildRunner) Run(ctx context.Context, s build.RunSpec) (result build.Run
 	if err != nil {
 		return result, err
 	}
-	cfg := containerConfig(s.Config)
+	cfg := ContainerConfig(s.Config)
 	cfg.Cmd, cfg.Healthcheck = s.Cmd, nil
 	r := record{Image: s.Image, Layer: s.Parent, Path: s.Cmd[0], Args: s.Cmd[1:], Config: cfg, Host: host, Build: true}
 	if r.Networks, err = b.e.wantedNetworks(host, nil); err == nil {
@@ -140,8 +140,8 @@ func buildHost(h build.HostConfig) (*container.HostConfig, error) {
 	return out, nil
 }
 
-// containerConfig is what a container takes from an image's configuration.
-func containerConfig(c dockerspec.DockerOCIImageConfig) *container.Config {
+// ContainerConfig is what a container takes from an image's configuration.
+func ContainerConfig(c dockerspec.DockerOCIImageConfig) *container.Config {
 	out := &container.Config{
 		User: c.User, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, Volumes: c.Volumes, WorkingDir: c.WorkingDir, Labels: c.Labels,
 		StopSignal: c.StopSignal, ArgsEscaped: c.ArgsEscaped, Healthcheck: c.Healthcheck, OnBuild: c.OnBuild, Shell: c.Shell,
@@ -166,7 +166,7 @@ func changed(c *container.Config, lines []string) (*container.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return containerConfig(after), nil
+	return ContainerConfig(after), nil
 }
 
 // ImageLoad adds the images of an archive, or those for a platform.

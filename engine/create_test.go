@@ -162,7 +162,7 @@ func FuzzImageConfig(f *testing.F) {
 		if json.Unmarshal(raw, &img) != nil {
 			return
 		}
-		containerConfig(img.Config)
+		ContainerConfig(img.Config)
 		cfg := withImageDefaults(container.Config{Image: "a"}, img.Config)
 		if checkConfig(&cfg) != nil {
 			return

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -243,11 +242,11 @@ func oldImage(i engine.ImageDescription, v version) any {
 		DockerVersion   string
 		VirtualSize     int64 `json:",omitempty"` // the same as Size since layers are shared
 	}{InspectResponse: i.InspectResponse, Config: i.Config, Parent: i.Parent, Comment: i.Comment, Author: i.Author}
-	if v < 50 && i.Config != nil {
-		old.Config = containerConfig(i.Config)
-	}
 	if i.Config != nil {
-		old.ContainerConfig = containerConfig(i.Config)
+		old.ContainerConfig = engine.ContainerConfig(*i.Config)
+	}
+	if v < 50 {
+		old.Config = old.ContainerConfig
 	}
 	if v < 45 {
 		old.Container = new(string)
@@ -267,24 +266,7 @@ func withContainerConfig(i engine.ImageDescription) any {
 		ContainerConfig *container.Config `json:",omitempty"`
 	}{InspectResponse: i.InspectResponse}
 	if i.Config != nil {
-		out.ContainerConfig = containerConfig(i.Config)
-	}
-	return out
-}
-
-// containerConfig is what a container gets of an image's configuration.
-func containerConfig(c *dockerspec.DockerOCIImageConfig) *container.Config {
-	out := &container.Config{
-		User: c.User, Env: c.Env, Cmd: c.Cmd, Entrypoint: c.Entrypoint, Volumes: c.Volumes, WorkingDir: c.WorkingDir, Labels: c.Labels,
-		StopSignal: c.StopSignal, ArgsEscaped: c.ArgsEscaped, OnBuild: c.OnBuild, Healthcheck: c.Healthcheck, Shell: c.Shell,
-	}
-	for text := range c.ExposedPorts {
-		if p, err := network.ParsePort(text); err == nil {
-			if out.ExposedPorts == nil {
-				out.ExposedPorts = network.PortSet{}
-			}
-			out.ExposedPorts[p] = struct{}{}
-		}
+		out.ContainerConfig = engine.ContainerConfig(*i.Config)
 	}
 	return out
 }
