@@ -101,8 +101,9 @@ func (s *Supervisor) watchWall(ctx context.Context) {
 	}
 }
 
-// wallRules are what the firewall's mode says. Auto is on while a service uses the host's network. Whoever gave addresses to listen on
-// wants the API reached there.
+// wallRules are what the firewall's mode says. Auto is on while a service uses
+// the host's network. Whoever gave addresses to listen on wants the API reached
+// there.
 func (s *Supervisor) wallRules() firewall.Rules {
 	t := s.Target()
 	r := firewall.Rules{Everywhere: s.cfg.Listen != nil}
